@@ -1,0 +1,74 @@
+"""egs/mini: word recordings joined into code-switch phrases, and read sentences; all audio is kept beside this file.
+
+Speakers never cross splits in the phrases: 18 train, 2 are for validation, 6 for test.
+"""
+
+import csv
+import functools
+import itertools
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from nim4.corpus.download import unpack
+from nim4.corpus.table import Row
+
+sys.path.insert(0, str(Path(__file__).parent))
+import compose
+
+PHRASES = {"train": 40, "dev": 40, "test": 40}  # per speaker and kind; the kinds are grammar phrases and random joins
+SEED = 20260
+WORDS_IN_JOIN = (2, 7)
+
+
+def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
+    """The splits of egs/mini. `source` holds one archive and one table per origin; phrases are joined into `work`."""
+    for archive in source.glob("*.tar"):
+        unpack(archive, work / archive.stem)
+    splits = {f"{split}_{name}": [] for split, name in itertools.product(("train", "dev", "test"), ("grammar", "joins"))}
+    recordings = list(_table(source / "dspspeech20.tsv"))
+    grammar = compose.read_grammar(Path(__file__).parent / "grammar.txt")
+    for speaker in sorted({row["speaker"] for row in recordings}):
+        own = [row for row in recordings if row["speaker"] == speaker]
+        split = own[0]["split"]
+        takes: dict[str, list[Path]] = {}
+        for row in own:
+            takes.setdefault(row["text"], []).append(work / "dspspeech20" / f"{row['utt_id']}.opus")
+        for name in ("grammar", "joins"):
+            rng = random.Random(f"{SEED} {speaker} {name}")
+            for number in range(PHRASES[split]):
+                text = compose.draw_phrase(grammar, rng) if name == "grammar" else _random_join(sorted(takes), rng)
+                path = work / "phrases" / f"{speaker}-{name}-{number:03d}.flac"
+                _record(path, [rng.choice(takes[word]) for word in compose.words_of(text)], rng)
+                splits[f"{split}_{name}"].append(Row(path.stem, path, text, speaker, "zh-en"))
+    splits["train_phrases"] = splits.pop("train_grammar") + splits.pop("train_joins")
+    splits["dev"] = splits.pop("dev_grammar") + splits.pop("dev_joins")
+    for origin, name in (("aishell1_s0150", "sent"), ("an4", "an4")):
+        for row in _table(source / f"{origin}.tsv"):
+            audio = work / origin / f"{row['utt_id']}.opus"
+            splits.setdefault(f"{row['split']}_{name}", []).append(Row(row["utt_id"], audio, row["text"], row["speaker"], row["language"]))
+    return splits
+
+
+def _table(path: Path) -> Iterator[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file, delimiter="\t")
+
+
+def _random_join(words: list[str], rng: random.Random) -> str:
+    return compose.join_words([rng.choice(words) for _ in range(rng.randint(*WORDS_IN_JOIN))])
+
+
+def _record(path: Path, takes: list[Path], rng: random.Random) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = compose.join_audio([_take(take) for take in takes], rng)
+    soundfile.write(path, samples, compose.SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
+@functools.lru_cache(maxsize=100)  # one speaker's takes
+def _take(path: Path) -> np.ndarray:
+    return compose.trim(soundfile.read(path, dtype="float32")[0])

@@ -1,0 +1,129 @@
+"""Stage 3: CR-CTC pre-training of the streaming encoder and the phoneme head, with the snapshot registry that IA-SFT consumes.
+
+Product: a model folder (model.safetensors, config.yaml, tokens.txt) with metrics.jsonl, tensorboard/, best.safetensors,
+registry.jsonl + snapshots/ (encoders that CKA says have moved, section 3.3 of the paper) and cka.png.
+Started again after a kill, it goes on from the last checkpoint and ends with the same weights.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
+
+import torch
+
+from nim4 import stage
+from nim4.config import PretrainConfig, as_dict, load, read_yaml
+from nim4.corpus.batch import TrainBatches, eval_batches, parse_sources
+from nim4.corpus.feats import Cmvn
+from nim4.corpus.manifest import load_cuts
+from nim4.corpus.units import PhonemeInventory
+from nim4.model.checkpoint import WEIGHTS, count_parameters, load_into, read_weights, save_model, with_vocab_size
+from nim4.model.ctc import PhonemeModel
+from nim4.train.cka import CkaMonitor, plot_registry, read_registry, take_frames
+from nim4.train.cr_ctc import cr_ctc, validate
+from nim4.train.distributed import Processes, processes
+from nim4.train.loop import Trainer
+
+log = stage.log
+VALID_BATCH_S = 120.0  # audio per validation batch
+UNRECORDED = ("num_workers", "log_every")  # settings that cannot change the result
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--units", type=Path, required=True, help="folder of stage 2: manifests with phonemes, tokens.txt")
+    parser.add_argument("--cmvn", required=True, help="cmvn.json of stage 1; several, separated by blanks, are merged")
+    parser.add_argument("--train", required=True, help="training splits, e.g. 'train' or 'aishell:train librispeech:train-clean-100=0.3'")
+    parser.add_argument("--valid", required=True, help="validation splits")
+    parser.add_argument("--model-config", type=Path, required=True, help="local/conf/model/*.yaml")
+    parser.add_argument("--train-config", type=Path, required=True, help="local/conf/train/*.yaml; its section `pretrain` is used")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. train.cr_weight=0; may be repeated")
+    parser.add_argument("--init", type=Path, help="model folder to start from instead of random weights")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to make")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    values = {"model": read_yaml(args.model_config), **read_yaml(args.train_config).get("pretrain", {})}
+    config = load(PretrainConfig, values, args.set, f"{args.model_config} + {args.train_config}")
+    inventory = PhonemeInventory.load(args.units / "tokens.txt")
+    config = dataclasses.replace(config, model=with_vocab_size(config.model, inventory))
+    sources = parse_sources(args.train, args.units)
+    valid_sources = parse_sources(args.valid, args.units)
+    cmvn_files = [Path(name) for name in args.cmvn.split()]
+    recorded = as_dict(config)
+    for name in UNRECORDED:
+        recorded["train"].pop(name)
+    output = stage.StageOutput(
+        args.out,
+        config={**recorded, "train_splits": args.train, "valid_splits": args.valid},
+        inputs=[source.path for source in sources + valid_sources] + cmvn_files + [args.units / "tokens.txt"] + ([args.init] if args.init else []),
+    )
+    with processes(args.device) as peers:
+        if output.is_done():
+            return
+        work = output.begin(resume=True) if peers.is_main else output.work
+        peers.barrier()
+        facts = pretrain(config, args, inventory, sources, valid_sources, Cmvn.merge([Cmvn.load(path) for path in cmvn_files]), work, peers)
+        if peers.is_main:
+            output.finish(**facts)
+
+
+def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, sources, valid_sources, cmvn: Cmvn, work: Path, peers: Processes) -> dict:
+    """Trains in `work`; returns what done.json notes of it."""
+    torch.manual_seed(config.train.seed)
+    model = PhonemeModel(config.model)
+    model.set_normalisation(cmvn.mean, cmvn.std)
+    if args.init:
+        load_into(model, read_weights(args.init / WEIGHTS), args.init / WEIGHTS)
+        log.info("weights from %s", args.init)
+    model.to(peers.device)
+    valid_cuts = [cut for source in valid_sources for cut in load_cuts(source.path)]
+    batches = TrainBatches(
+        sources,
+        inventory,
+        max_duration_s=config.train.max_duration_s,
+        accum=config.train.accum,
+        rank=peers.rank,
+        world_size=peers.world_size,
+        seed=config.train.seed,
+        num_buckets=config.train.num_buckets,
+        num_workers=config.train.num_workers,
+    )
+    log.info("commit %s, torch %s, %s, %d process(es)", stage.git_commit(), torch.__version__, peers.device, peers.world_size)
+    log.info("encoder %s, phoneme head %s parameters; trains: both", count_parameters(model.encoder.parameters()), count_parameters(model.head.parameters()))
+    log.info("train: %d utterances, %.2f h; valid: %d utterances", batches.num_utterances, batches.hours, len(valid_cuts))
+    monitor = CkaMonitor(
+        model, take_frames(eval_batches(valid_cuts, inventory, VALID_BATCH_S), config.cka.max_frames), config.cka, work, config.train.max_steps
+    )
+    trainer = Trainer(
+        model,
+        cr_ctc(model.mean, config.train),
+        batches,
+        config.train,
+        work,
+        peers,
+        evaluate=lambda: validate(model, eval_batches(valid_cuts, inventory, VALID_BATCH_S), peers.device),
+        after_step=monitor.after_step,
+        on_resume=monitor.resume,
+    )
+    numbers = trainer.run()
+    if not peers.is_main:
+        return {}
+    save_model(work, model.state_dict(), config.model, inventory)
+    stage.write_json(work / "settings.json", as_dict(config))
+    plot_registry(work / "registry.jsonl", config.cka.threshold, work / "cka.png")
+    triggers = sum(row.trigger for row in read_registry(work / "registry.jsonl"))
+    log.info("snapshot registry: %d of %d checks fired", triggers, len(read_registry(work / "registry.jsonl")))
+    shutil.rmtree(work / "checkpoints")
+    return {"step": trainer.step, "parameters": sum(p.numel() for p in model.parameters()), "valid": numbers, "triggers": triggers}
+
+
+if __name__ == "__main__":
+    stage.run(main, "pretrain")

@@ -1,0 +1,255 @@
+"""Settings, and the one error a user's mistake raises.
+
+A setting has one home: a dataclass field here, whose default is the paper's value where the paper gives one. A YAML file
+under local/conf/ overrides it, and `--set key=value` overrides the file. An unknown key is an error that names the nearest one.
+
+Letters used for tensor shapes in the whole repository:
+B batch, T 10-ms feature frames, S encoder frames (40 ms), A adaptor frames (160 ms), L text tokens, P phoneme symbols,
+D width, V vocabulary, H attention heads, K convolution kernel, G samples per group (reinforcement learning).
+`x_lens` holds the valid lengths of a padded `x`; in a mask, True means what the mask's name says.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Config = TypeVar("Config")
+
+
+class RecipeError(Exception):
+    """A mistake of the user's, told in one line and ended with exit code 2: no traceback.
+
+    Args:
+        where: the file, option or utterance that is wrong.
+        expected: what should have been there.
+        found: what was there.
+        fix: the command or the change that mends it.
+    """
+
+    def __init__(self, where: object, *, expected: str, found: object, fix: str):
+        super().__init__(f"{where}: expected {expected}, found {found}. Fix: {fix}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name most like `name`, for error messages; all of them when none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known names are {', '.join(sorted(known))}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class ConformerConfig:
+    """Shape of the streaming Conformer. The paper gives 80 mel bins, 4x subsampling and about 600 M parameters only."""
+
+    dim: int = 1280  # width D (FireRedASR-AED-L)
+    num_blocks: int = 14  # ours: 14 blocks come to the paper's ~600 M
+    num_heads: int = 20
+    ffn_dim: int = 5440  # ours: 4.25 D; RoPE has no position weights, the feed-forward gets their share
+    conv_kernel: int = 33  # depthwise kernel K, odd; symmetric inside a chunk, causal across chunks
+    subsampling_channels: int = 32
+    dropout: float = 0.1
+    num_mel_bins: int = 80  # paper, section 3.1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild the network of a checkpoint folder."""
+
+    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    """Dynamic chunk training: one draw per batch (paper: sampled per batch; the values are ours)."""
+
+    sizes: tuple[int, ...] = (4, 8, 16, 24, 32)  # encoder frames; multiples of 4, so a chunk is whole adaptor frames
+    full_prob: float = 0.4  # chance of a full-context batch
+    deployed_prob: float = 0.2  # chance of exactly (16 frames, 4 chunks), the pair that is deployed
+    max_left_chunks: int = 8  # left context drawn from 1..this
+    all_left_prob: float = 0.2  # chance of unlimited left context in a chunked batch
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Time warp and masks; the defaults are those of CR-CTC (arXiv 2410.05101, section 4)."""
+
+    time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
+    num_freq_masks: int = 2
+    max_freq_mask_bins: int = 27
+    num_time_masks: int = 10  # before time_mask_ratio
+    max_time_mask_frames: int = 100
+    max_time_mask_fraction: float = 0.15  # of the utterance, before time_mask_ratio
+    time_mask_ratio: float = 2.5  # CR-CTC masks 2.5 times as much time as plain CTC
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The training loop: optimiser, schedule, batches, checkpoints. Shared by every training stage."""
+
+    max_steps: int = 2_000_000  # paper, section 4: 2 M steps of pre-training
+    learning_rate: float = 5e-4  # paper: peak rate of pre-training
+    warmup_steps: int = 10_000  # paper
+    min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
+    weight_decay: float = 0.01  # ours: not stated
+    betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
+    clip_norm: float = 5.0
+    max_duration_s: float = 300.0  # padded audio per process and micro-batch
+    accum: int = 1  # micro-batches per step
+    num_buckets: int = 10
+    precision: str = "fp32"  # fp32 | bf16
+    num_workers: int = 2
+    seed: int = 0
+    log_every: int = 50
+    valid_every: int = 1000
+    save_every: int = 1000
+    keep_last: int = 5  # resumable checkpoints kept
+    average_last: int = 5  # checkpoints averaged into the final model, if that is better on the validation set
+    max_nonfinite_in_row: int = 5  # steps with a non-finite loss before training stops
+
+
+@dataclass(frozen=True)
+class CkaConfig:
+    """When a snapshot of the encoder counts as moved (paper, section 3.3; method: linear CKA on pooled frames)."""
+
+    threshold: float = 0.975  # paper; depends on data and size: choose it from the curve of your run
+    start_fraction: float = 0.25  # of max_steps; the paper starts at 500 k of 2 M
+    every_fraction: float = 0.005  # of max_steps; the paper checks every 10 k of 2 M
+    max_frames: int = 50_000  # encoder frames of the fixed list, ours: many more than the width, see nim4/train/cka.py
+    unbiased: bool = True  # ours: the paper's estimator is biased, which matters when frames are few
+
+
+@dataclass(frozen=True)
+class TrainConfig(OptimConfig):
+    """Stage 3: CR-CTC pre-training on phonemes."""
+
+    cr_weight: float = 0.2  # alpha of CR-CTC for pure CTC; 0 = plain CTC: one view, `augment.time_mask_ratio` 1
+    cr_warmup_steps: int = 2000  # alpha is ramped linearly over these steps
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """All settings of stage 3; saved beside the weights."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cka: CkaConfig = field(default_factory=CkaConfig)
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """One decode configuration: a file under local/conf/decode/. Never an architecture setting: those are in the model folder."""
+
+    method: str = "ctc_greedy"  # ctc_greedy
+    streaming: bool = False
+    chunk_ms: int = 640  # paper, section 3.6
+    left_context_chunks: int = 4  # paper, section 3.6
+
+
+# ---------------------------------------------------------------------------------------------------- reading and merging
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dict. Raises RecipeError when it cannot be read, or holds no mapping."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(path, expected="a readable YAML file", found=reason, fix="correct the file or the option that names it") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise RecipeError(path, expected="key: value lines", found=type(loaded).__name__, fix="see the files in local/conf/")
+    return loaded
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Puts `a.b=value` settings, as given to `--set`, into nested `values`; the value is read as YAML."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {override}", expected="key=value", found=override, fix="for example --set train.cr_weight=0")
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"--set {override}", expected=f"{parent!r} to be a group of settings", found=node, fix="check the key")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {override}", expected="a YAML value after =", found=text, fix="quote the value") from error
+    return values
+
+
+def build(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A dataclass from nested `values`. Raises RecipeError on an unknown key or a value of the wrong type."""
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise RecipeError(f"{where}: {key}", expected="a known setting", found=repr(key), fix=nearest(key, list(hints)))
+        arguments[key] = _coerce(value, hints[key], f"{where}: {key}")
+    return cls(**arguments)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise RecipeError(where, expected="a group of settings", found=repr(value), fix="indent its keys below it")
+        return build(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        origin = typing.get_origin(hint)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(where, expected="a list", found=repr(value), fix="write [a, b]")
+        item_hints = typing.get_args(hint)
+        item_hints = [item_hints[0]] * len(value) if item_hints[-1] is Ellipsis else item_hints
+        if len(item_hints) != len(value):
+            raise RecipeError(where, expected=f"{len(item_hints)} values", found=len(value), fix="correct the list")
+        return tuple(_coerce(item, item_hint, where) for item, item_hint in zip(value, item_hints, strict=True))
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    if type(value) is not hint:
+        raise RecipeError(where, expected=f"{hint.__name__}", found=repr(value), fix="correct the value")
+    return value
+
+
+def load(cls: type[Config], values: Mapping[str, Any], overrides: Sequence[str], where: str) -> Config:
+    """`values` (from YAML) with `overrides` (from --set) on top, as a checked dataclass."""
+    return build(cls, apply_overrides({key: value for key, value in values.items()}, overrides), where)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain nested dicts and lists, as YAML and JSON keep it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))

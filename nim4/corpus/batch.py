@@ -1,0 +1,245 @@
+"""Batches of utterances: read, padded, and in an order that can be repeated from any point.
+
+The order of an epoch follows from (seed, epoch) alone. Micro-batches are dealt to the processes in turn, so a training step is
+the same set of utterances for 1 process with 2 micro-batches and for 2 processes with 1; and a run resumes exactly by drawing the
+epoch's order again and stepping over what was used, whatever data workers had read ahead.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lhotse import CutSet, MonoCut
+from lhotse.dataset import DynamicBucketingSampler
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from nim4.config import RecipeError
+from nim4.corpus.manifest import load_cuts
+from nim4.corpus.units import PhonemeInventory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances of one forward pass.
+
+    Attributes:
+        ids: utterance ids.
+        x: (B, T, 80) float32, log-Mel features, zero beyond `x_lens`.
+        x_lens: (B,) int64, feature frames.
+        phones: (B, P) int64, zero beyond `phone_lens`.
+        phone_lens: (B,) int64.
+    """
+
+    ids: list[str]
+    x: Tensor
+    x_lens: Tensor
+    phones: Tensor
+    phone_lens: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x", "x_lens", "phones", "phone_lens")}
+        return replace(self, **moved)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the feature frames that are padding."""
+        return 1.0 - float(self.x_lens.sum()) / (self.x.shape[0] * self.x.shape[1])
+
+
+def phones_of(cut: MonoCut) -> str:
+    """The phoneme string stage 2 wrote. Raises RecipeError when there is none."""
+    custom = cut.supervisions[0].custom or {}
+    if "phones" not in custom:
+        raise RecipeError(
+            cut.id, expected="phonemes in the manifest", found="none", fix="give the manifests that stage 2 wrote (data/<corpus>/units)"
+        )
+    return custom["phones"]
+
+
+def collate(cuts: Sequence[MonoCut], inventory: PhonemeInventory) -> Batch:
+    """Reads the features of `cuts` and pads them. Raises RecipeError, with the id, when features cannot be read."""
+    features = []
+    for cut in cuts:
+        try:
+            features.append(torch.from_numpy(cut.load_features()))
+        except Exception as error:  # the storage backends raise their own kinds; the id is what a user needs
+            raise RecipeError(f"features of {cut.id}", expected="readable features", found=repr(error), fix="run stage 1 again") from error
+    phones = [torch.tensor(inventory.encode(phones_of(cut)), dtype=torch.int64) for cut in cuts]
+    return Batch(
+        ids=[cut.id for cut in cuts],
+        x=pad_sequence(features, batch_first=True),
+        x_lens=torch.tensor([len(x) for x in features]),
+        phones=pad_sequence(phones, batch_first=True),
+        phone_lens=torch.tensor([len(p) for p in phones]),
+    )
+
+
+class _Collated(Dataset):
+    """Turns the sampler's lists of cuts into batches, in the data workers."""
+
+    def __init__(self, inventory: PhonemeInventory):
+        self.inventory = inventory
+
+    def __getitem__(self, cuts: CutSet) -> Batch:
+        return collate(list(cuts), self.inventory)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One training manifest and how much of it an epoch takes: 0.3 = another 30 % each epoch, 2 = everything twice."""
+
+    path: Path
+    weight: float = 1.0
+
+
+def parse_sources(specification: str, default_folder: Path) -> list[Source]:
+    """`"train"` or `"aishell:train librispeech:train-clean-100=0.3"` as sources.
+
+    A split without a corpus is looked for in `default_folder` (data/<corpus>/units); `corpus:split` in the same place of another corpus.
+    """
+    sources = []
+    for item in specification.split():
+        name, _, weight_text = item.partition("=")
+        corpus, _, split = name.rpartition(":")
+        folder = default_folder.parent.parent / corpus / default_folder.name if corpus else default_folder
+        try:
+            weight = float(weight_text) if weight_text else 1.0
+        except ValueError:
+            weight = math.nan
+        if not weight > 0:
+            raise RecipeError(
+                f"--train {item}", expected="a positive weight after =", found=weight_text, fix="for example librispeech:train-clean-100=0.3"
+            )
+        sources.append(Source(folder / f"{split}.jsonl.gz", weight))
+    if not sources:
+        raise RecipeError("--train", expected="at least one split", found=repr(specification), fix="for example --train train")
+    return sources
+
+
+class TrainBatches:
+    """An endless, repeatable stream of training steps, each a list of this process's micro-batches.
+
+    Args:
+        sources: manifests and weights.
+        inventory: turns phoneme strings into ids.
+        max_duration_s: padded audio per micro-batch.
+        accum: micro-batches per step and process.
+        rank, world_size: this process, and how many there are.
+        seed, num_buckets, num_workers: as in the training config.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        inventory: PhonemeInventory,
+        *,
+        max_duration_s: float,
+        accum: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        num_buckets: int,
+        num_workers: int,
+    ):
+        self._cuts = [(list(load_cuts(source.path)), source.weight) for source in sources]
+        self._dataset = _Collated(inventory)
+        self._max_duration_s, self._accum, self._rank, self._world_size = max_duration_s, accum, rank, world_size
+        self._seed, self._num_workers = seed, num_workers
+        self._num_buckets = num_buckets
+        cuts = [cut for cuts, _ in self._cuts for cut in cuts]
+        self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
+
+    def _epoch_cuts(self, epoch: int) -> CutSet:
+        chosen: list[MonoCut] = []
+        for number, (cuts, weight) in enumerate(self._cuts):
+            order = list(cuts)
+            random.Random(f"{self._seed} {number}").shuffle(order)
+            take = max(round(len(order) * weight), 1)
+            start = take * epoch
+            chosen += [order[i % len(order)] for i in range(start, start + take)]
+        random.Random(f"{self._seed} epoch {epoch}").shuffle(chosen)
+        repeats: dict[str, int] = {}
+        for position, cut in enumerate(chosen):  # a weight above 1 takes a cut twice; lhotse wants unique ids
+            repeats[cut.id] = repeats.get(cut.id, 0) + 1
+            if repeats[cut.id] > 1:
+                chosen[position] = cut.with_id(f"{cut.id}-again{repeats[cut.id]}")
+        return CutSet.from_cuts(chosen)
+
+    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[CutSet]:
+        """This process's micro-batches of an epoch from `first_step` on; a last, incomplete step is left for another epoch's order."""
+        cuts = self._epoch_cuts(epoch)
+        sampler = DynamicBucketingSampler(
+            cuts,
+            max_duration=self._max_duration_s,
+            shuffle=True,
+            seed=self._seed,
+            num_buckets=max(min(self._num_buckets, len(cuts) // 2), 1),
+            rank=0,  # every process draws the whole order; which part is its own is decided below
+            world_size=1,
+        )
+        sampler.set_epoch(epoch)
+        group: list[CutSet] = []
+        group_size, step = self._accum * self._world_size, 0
+        for cuts_of_batch in sampler:
+            group.append(cuts_of_batch)
+            if len(group) == group_size:
+                if step >= first_step:
+                    yield from group[self._rank :: self._world_size]
+                group, step = [], step + 1
+
+    def steps(self, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, int, list[Batch]]]:
+        """Yields (epoch, step within the epoch, micro-batches) for ever, from the given place on.
+
+        Raises:
+            RecipeError: if an epoch has not a single whole step.
+        """
+        while True:
+            loader = DataLoader(
+                self._dataset,
+                sampler=_Once(self._own_cuts(epoch, first_step)),
+                batch_size=None,
+                num_workers=self._num_workers,
+                multiprocessing_context="fork" if self._num_workers else None,
+            )
+            step, micro_batches = first_step, []
+            for batch in loader:
+                micro_batches.append(batch)
+                if len(micro_batches) == self._accum:
+                    yield epoch, step, micro_batches
+                    step, micro_batches = step + 1, []
+            if step == 0:
+                raise RecipeError(
+                    "training data",
+                    expected="at least one step per epoch",
+                    found=f"{self.num_utterances} utterances, {self.hours:.3f} h",
+                    fix="lower train.max_duration_s",
+                )
+            epoch, first_step = epoch + 1, 0
+
+
+class _Once:
+    """An iterator as a DataLoader's sampler: it is asked for its iterator once."""
+
+    def __init__(self, items: Iterator[CutSet]):
+        self._items = items
+
+    def __iter__(self) -> Iterator[CutSet]:
+        return self._items
+
+
+def eval_batches(cuts: CutSet, inventory: PhonemeInventory, max_duration_s: float) -> Iterator[Batch]:
+    """All of `cuts` once, longest first, in padded batches of at most `max_duration_s` (one longer utterance stands alone)."""
+    pending: list[MonoCut] = []
+    for cut in sorted(cuts, key=lambda cut: (-cut.duration, cut.id)):
+        if pending and pending[0].duration * (len(pending) + 1) > max_duration_s:
+            yield collate(pending, inventory)
+            pending = []
+        pending.append(cut)
+    if pending:
+        yield collate(pending, inventory)

@@ -1,0 +1,59 @@
+"""What most corpora share: a file of transcripts, a tree of audio files, and ids that tie the two together. No audio is read here."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nim4.config import RecipeError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance as a recipe finds it. None stands for what the corpus lacks; the gap is then listed, never hidden."""
+
+    id: str
+    audio: Path | None  # any file soundfile reads; None: there is a transcript and no audio
+    text: str | None  # as published; None: there is audio and no transcript
+    speaker: str
+    language: str  # zh | en | zh-en
+
+
+def need(path: Path, fix: str) -> Path:
+    """`path`, once it is sure that it exists. Raises RecipeError with `fix` otherwise."""
+    if not path.exists():
+        raise RecipeError(path, expected="a file or folder of the corpus", found="nothing", fix=fix)
+    return path
+
+
+def read_transcripts(path: Path) -> list[tuple[str, str]]:
+    """(id, text) of each line `id text`, in order; the text may be empty, and ids may repeat.
+
+    Raises:
+        RecipeError: if the file cannot be read as UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(path, expected="a UTF-8 file of transcripts", found=repr(error), fix="unpack the corpus again") from error
+    fields = [line.split(maxsplit=1) for line in lines if line.strip()]
+    return [(parts[0], parts[1].strip() if len(parts) > 1 else "") for parts in fields]
+
+
+def match(transcripts: Iterable[tuple[str, str]], audio: Iterable[Path], speaker_of: Callable[[str], str], language: str) -> list[Row]:
+    """Rows for audio files named after their ids. A gap on either side, or an id that comes twice, becomes a row that stage 0 lists.
+
+    Args:
+        transcripts: (id, text) pairs.
+        audio: files whose name without suffix is the id.
+        speaker_of: speaker from the id.
+        language: zh, en or zh-en.
+    """
+    texts: dict[str, list[str | None]] = {}
+    for utterance_id, text in transcripts:
+        texts.setdefault(utterance_id, []).append(text)
+    rows, heard = [], set()
+    for path in audio:
+        heard.add(path.stem)
+        rows += [Row(path.stem, path, text, speaker_of(path.stem), language) for text in texts.get(path.stem, [None])]
+    silent = [(utterance_id, text) for utterance_id, found in texts.items() for text in found if utterance_id not in heard]
+    return rows + [Row(utterance_id, None, text, speaker_of(utterance_id), language) for utterance_id, text in silent]

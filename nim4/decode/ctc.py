@@ -1,0 +1,85 @@
+"""CTC decoding of phonemes: whole recordings, and streams of samples chunk by chunk.
+
+A stream goes through the same code as a microphone would: samples, streaming features, cached encoder, greedy collapse.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nim4.corpus.feats import Fbank, StreamingFbank
+from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
+from nim4.model.ctc import BLANK, PhonemeModel, collapse
+
+ENCODER_FRAME_MS = 40
+
+
+@dataclass(frozen=True)
+class Posteriors:
+    """Phoneme log-probabilities of one recording: (S, V) float32 on the CPU."""
+
+    log_probs: Tensor
+
+    def phones(self) -> list[int]:
+        """Greedy phoneme ids."""
+        return collapse(self.log_probs.argmax(-1).tolist())
+
+
+@torch.inference_mode()
+def offline_posteriors(model: PhonemeModel, recordings: list[np.ndarray]) -> list[Posteriors]:
+    """Full-context posteriors of recordings, in one padded batch; each (N,) float32 samples in [-1, 1] at 16 kHz."""
+    features = [torch.from_numpy(Fbank().extract(samples)) for samples in recordings]
+    x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(model.mean.device)
+    log_probs, lens = model(x, torch.tensor([len(f) for f in features], device=x.device))
+    return [Posteriors(row[:length].cpu()) for row, length in zip(log_probs, lens.tolist(), strict=True)]
+
+
+class StreamingCtc:
+    """Phonemes of one stream, as its samples come.
+
+    Args:
+        model: in evaluation mode.
+        context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
+
+    An encoder chunk of C frames needs 4 C + 3 feature frames, so its phonemes come 30 ms of audio (and half a window) after its
+    end; `finish` pads what is left. Features are kept only until their chunk is encoded.
+    """
+
+    def __init__(self, model: PhonemeModel, context: Context):
+        self._model = model
+        self._chunk_frames = context.chunk_frames
+        self._fbank = StreamingFbank()
+        self._features = torch.zeros(0, model.config.encoder.num_mel_bins)
+        self._state = model.encoder.initial_state(1, context)
+        self._last = BLANK
+        self.phones: list[int] = []
+
+    def accept(self, samples: np.ndarray) -> Tensor:
+        """(N,) float32 samples -> (S, V) log-probabilities of the chunks they complete; `phones` grows."""
+        self._features = torch.cat([self._features, self._fbank.accept(torch.from_numpy(samples))])
+        return self._encode(final=False)
+
+    def finish(self) -> Tensor:
+        """The log-probabilities of what is left at the end of the stream."""
+        self._features = torch.cat([self._features, self._fbank.finish()])
+        return self._encode(final=True)
+
+    @torch.inference_mode()
+    def _encode(self, final: bool) -> Tensor:
+        outputs = [torch.zeros(0, self._model.config.vocab_size)]
+        needed = SUBSAMPLING * self._chunk_frames + LOOKAHEAD_FRAMES
+        while len(self._features) >= needed or (final and len(self._features) > 0):
+            num_frames = min(self._chunk_frames, -(-len(self._features) // SUBSAMPLING))
+            wanted = SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES
+            x = self._model.normalise(self._features[:wanted].to(self._model.mean.device))
+            x = torch.nn.functional.pad(x, (0, 0, 0, wanted - len(x)))  # zeros stand for the mean, as behind a whole utterance
+            encoded, self._state = self._model.encoder.forward_chunk(x[None], self._state)
+            outputs.append(self._model.head(encoded)[0].cpu())
+            self._features = self._features[SUBSAMPLING * num_frames :]
+        log_probs = torch.cat(outputs)
+        labels = log_probs.argmax(-1).tolist()
+        self.phones += collapse(labels, self._last)
+        self._last = labels[-1] if labels else self._last
+        return log_probs

@@ -1,0 +1,110 @@
+"""Model folders and the safe reading and writing of weights: safetensors only, shapes checked, nothing unpickled.
+
+A model folder holds model.safetensors, config.yaml and tokens.txt, and decoding needs nothing else.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nim4.config import ModelConfig, RecipeError, as_dict, build, read_yaml
+from nim4.corpus.units import PhonemeInventory
+from nim4.model.ctc import PhonemeModel
+from nim4.stage import atomic_write
+
+WEIGHTS = "model.safetensors"
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Named tensors as safetensors; the file appears only when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises RecipeError when it is missing or broken."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(path, expected="a readable safetensors file", found=error, fix="check the folder, or run the stage that makes it again") from error
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
+    """Loads `weights` into `module`, all of them. Raises RecipeError that names the first difference in names or shapes."""
+    own = module.state_dict()
+    differences = [f"{name} is missing" for name in own if name not in weights]
+    differences += [f"{name} is not part of this model" for name in weights if name not in own]
+    differences += [
+        f"{name} is {tuple(weights[name].shape)}, must be {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if differences:
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise RecipeError(
+            where, expected="weights of this model's size", found=f"{differences[0]}{more}", fix="use the --preset and --set model.* the weights were made with"
+        )
+    module.load_state_dict(dict(weights))
+
+
+def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of several checkpoints' weights, summed in float64."""
+    total: dict[str, Tensor] = {}
+    for path in paths:
+        for name, tensor in read_weights(path).items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    first = read_weights(paths[0])
+    return {name: (tensor / len(paths)).to(first[name].dtype) for name, tensor in total.items()}
+
+
+def save_model(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig, inventory: PhonemeInventory) -> None:
+    """Writes a model folder (or completes one that exists)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, weights)
+    inventory.save(folder / "tokens.txt")
+    with atomic_write(folder / "config.yaml") as file:
+        yaml.safe_dump(as_dict(config), file, sort_keys=False)
+
+
+def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, PhonemeInventory]:
+    """The phoneme model of a folder, in evaluation mode, and its inventory.
+
+    Raises:
+        RecipeError: if the folder is not a model folder, or its parts do not fit each other.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        found = "no such folder" if not folder.is_dir() else f"no {WEIGHTS} in it"
+        raise RecipeError(folder, expected="a model folder", found=found, fix="run stage 3, or correct --model / --init")
+    config = build(ModelConfig, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    inventory = PhonemeInventory.load(folder / "tokens.txt")
+    if len(inventory) != config.vocab_size:
+        raise RecipeError(folder / "tokens.txt", expected=f"{config.vocab_size} symbols", found=len(inventory), fix="restore the folder's own tokens.txt")
+    model = PhonemeModel(config)
+    load_into(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return model.to(device).eval(), inventory
+
+
+def with_vocab_size(config: ModelConfig, inventory: PhonemeInventory) -> ModelConfig:
+    """The config with the inventory's size filled in. Raises RecipeError when it names another size."""
+    if config.vocab_size not in (0, len(inventory)):
+        raise RecipeError("model.vocab_size", expected=f"0 or {len(inventory)}, the size of tokens.txt", found=config.vocab_size, fix="remove the setting")
+    return replace(config, vocab_size=len(inventory))
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> str:
+    """Number of parameters, readable: `621.9 M`."""
+    return f"{sum(parameter.numel() for parameter in parameters) / 1e6:.1f} M"

@@ -1,0 +1,286 @@
+"""Streaming Conformer: 4x subsampling, attention under chunk masks, convolution that never looks past its chunk.
+
+One set of weights serves offline and streaming. `forward` runs whole utterances, with full context or under a chunk mask;
+`forward_chunk` runs one chunk with fixed-size caches and gives the same output as the masked whole pass.
+
+Deviations from the encoder the paper takes over (FireRedASR-AED, arXiv 2501.14350), and why:
+- rotary positions instead of relative-position attention: scaled-dot-product attention applies, and a cache stores plain keys;
+- depthwise convolution over the left frames and its own chunk only (Dynamic Chunk Convolution, arXiv 2304.09325):
+  a symmetric kernel of 33 frames in every block would look 640 ms ahead per block.
+Layer normalisation everywhere (none over the batch), so that an utterance scores the same alone and in a padded batch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nim4.config import ConformerConfig
+
+SUBSAMPLING = 4  # feature frames per encoder frame
+LOOKAHEAD_FRAMES = 3  # feature frames the last encoder frame of a chunk sees beyond its own four
+
+
+class Context(NamedTuple):
+    """What a frame may see: its own chunk of `chunk_frames` encoder frames and `left_chunks` before it.
+
+    `chunk_frames` 0 means the whole utterance; `left_chunks` -1 means everything before the chunk.
+    """
+
+    chunk_frames: int = 0
+    left_chunks: int = -1
+
+
+FULL_CONTEXT = Context()
+
+
+@dataclass
+class ConformerState:
+    """Caches of a batch of streams; every field has a fixed size, so work per chunk does not grow.
+
+    Attributes:
+        keys, values: one (B, H, left frames, D/H) float tensor per block, newest frame last; keys without positions.
+        conv: one (B, 2D, K // 2) float tensor per block, the convolution's last inputs; zeros at the start of a stream.
+        filled: (B,) int64, cached frames that are real, at most the left frames.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    conv: list[Tensor]
+    filled: Tensor
+
+
+def encoder_lens(feature_lens: Tensor) -> Tensor:
+    """Encoder frames of utterances with these numbers of feature frames: the tail is padded, never dropped."""
+    return torch.div(feature_lens + SUBSAMPLING - 1, SUBSAMPLING, rounding_mode="floor")
+
+
+def valid_mask(x_lens: Tensor, num_frames: int) -> Tensor:
+    """(B,) lengths -> (B, num_frames) bool, True on frames inside the utterance."""
+    return torch.arange(num_frames, device=x_lens.device) < x_lens[:, None]
+
+
+def chunk_mask(num_frames: int, context: Context, device: torch.device) -> Tensor:
+    """(S, S) bool, True where frame i may attend to frame j under `context`."""
+    if context.chunk_frames == 0:
+        return torch.ones(num_frames, num_frames, dtype=torch.bool, device=device)
+    chunk = torch.arange(num_frames, device=device) // context.chunk_frames
+    distance = chunk[:, None] - chunk[None, :]
+    mask = distance >= 0
+    return mask & (distance <= context.left_chunks) if context.left_chunks >= 0 else mask
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) of (B, H, S, D/H) at integer `positions` (S,)."""
+    half = x.shape[-1] // 2
+    frequencies = torch.exp(torch.arange(half, device=x.device, dtype=torch.float32) * (-math.log(10_000.0) / half))
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Subsampling(nn.Module):
+    """Two stride-2 convolutions over 80-bin features: one encoder frame sees 7 feature frames and covers 4."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        channels = config.subsampling_channels
+        self.conv1 = nn.Conv2d(1, channels, kernel_size=3, stride=2)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+        bins = ((config.num_mel_bins - 1) // 2 - 1) // 2
+        self.out = nn.Linear(channels * bins, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4 S + 3, 80) -> (B, S, D); the last 3 frames are the look-ahead of the last output frame."""
+        x = F.relu(self.conv1(x.unsqueeze(1)))
+        x = F.relu(self.conv2(x))
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """The Conformer's half-step feed-forward: the caller adds half of it."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dim)
+        self.up = nn.Linear(config.dim, config.ffn_dim)
+        self.down = nn.Linear(config.ffn_dim, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        return self.dropout(self.down(self.dropout(F.silu(self.up(self.norm(x))))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions; separate norms for query, key and value, no bias (FireRedASR)."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(config.dim) for _ in range(3))
+        self.query, self.key, self.value, self.out = (nn.Linear(config.dim, config.dim, bias=False) for _ in range(4))
+        self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = config.dropout
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) -> query, key, value, each (B, H, S, D/H), without positions."""
+        return self._heads(self.query(self.norm_q(x))), self._heads(self.key(self.norm_k(x))), self._heads(self.value(self.norm_v(x)))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """Queries stand on the last S_q of the S_k key positions. `mask`: broadcastable to (B, 1, S_q, S_k), True = may attend."""
+        num_queries, num_keys = query.shape[2], key.shape[2]
+        positions = torch.arange(num_keys, device=key.device)
+        dropout = self.attention_dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(
+            rotate(query, positions[num_keys - num_queries :]), rotate(key, positions), value, attn_mask=mask, dropout_p=dropout
+        )
+        return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
+
+
+class ChunkConvolution(nn.Module):
+    """Conformer convolution module whose depthwise kernel sees all frames to the left and only its own chunk to the right."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        width = 2 * config.dim
+        self.reach = config.conv_kernel // 2
+        self.norm = nn.LayerNorm(config.dim)
+        self.expand = nn.Linear(config.dim, 2 * width)
+        self.depthwise = nn.Conv1d(width, width, config.conv_kernel, groups=width)
+        self.norm_out = nn.LayerNorm(width)
+        self.reduce = nn.Linear(width, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, 2D, S), the input of the depthwise convolution."""
+        return F.glu(self.expand(self.norm(x)), dim=-1).transpose(1, 2)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """(B, 2D, S) from the depthwise convolution -> (B, S, D)."""
+        return self.dropout(self.reduce(F.silu(self.norm_out(x.transpose(1, 2)))))
+
+    def forward(self, x: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
+        """(B, S, D) under `chunk_frames` (0 = whole utterance); frames outside `valid` (B, S) count as zeros."""
+        x = self.gate(x).masked_fill(~valid[:, None], 0.0)
+        num_frames = x.shape[-1]
+        if chunk_frames == 0 or chunk_frames >= num_frames:
+            return self.finish(self.depthwise(F.pad(x, (self.reach, self.reach))))
+        num_chunks = -(-num_frames // chunk_frames)
+        x = F.pad(x, (self.reach, num_chunks * chunk_frames - num_frames))
+        windows = x.unfold(-1, self.reach + chunk_frames, chunk_frames)  # (B, 2D, chunks, reach + chunk)
+        windows = F.pad(windows.transpose(1, 2).flatten(0, 1), (0, self.reach))
+        y = self.depthwise(windows).unflatten(0, (-1, num_chunks)).transpose(1, 2).flatten(2)
+        return self.finish(y[..., :num_frames])
+
+    def forward_chunk(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """One chunk (B, C, D) after `cache` (B, 2D, K // 2) -> output (B, C, D) and the next cache."""
+        x = torch.cat([cache, self.gate(x)], dim=-1)
+        return self.finish(self.depthwise(F.pad(x, (0, self.reach)))), x[..., x.shape[-1] - self.reach :]
+
+
+class ConformerBlock(nn.Module):
+    """Half feed-forward, attention, convolution, half feed-forward, norm (arXiv 2005.08100)."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.ffn1 = FeedForward(config)
+        self.attention = Attention(config)
+        self.conv = ChunkConvolution(config)
+        self.ffn2 = FeedForward(config)
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, mask: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
+        x = x + 0.5 * self.ffn1(x)
+        x = x + self.attention.attend(*self.attention.project(x), mask)
+        x = x + self.conv(x, valid, chunk_frames)
+        x = x + 0.5 * self.ffn2(x)
+        return self.norm(x)
+
+    def forward_chunk(self, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor, conv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One chunk; returns the output and the next keys, values and convolution cache of the same sizes."""
+        x = x + 0.5 * self.ffn1(x)
+        query, key, value = self.attention.project(x)
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        x = x + self.attention.attend(query, key, value, mask)
+        y, conv = self.conv.forward_chunk(x, conv)
+        x = x + y
+        x = x + 0.5 * self.ffn2(x)
+        left = keys.shape[2]
+        return self.norm(x), key[:, :, key.shape[2] - left :], value[:, :, value.shape[2] - left :], conv
+
+
+class Conformer(nn.Module):
+    """The streaming encoder: log-Mel features at 100 Hz in, frames of width D at 25 Hz out."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.config = config
+        self.subsampling = Subsampling(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_blocks))
+
+    def forward(self, x: Tensor, x_lens: Tensor, context: Context = FULL_CONTEXT) -> tuple[Tensor, Tensor]:
+        """Whole utterances.
+
+        Args:
+            x: (B, T, 80) float, normalised features; what lies beyond `x_lens` is ignored.
+            x_lens: (B,) int64, feature frames per utterance.
+            context: what each frame may see.
+        Returns:
+            (B, S, D) encoder frames, and (B,) int64 valid frames, ceil(x_lens / 4).
+        """
+        assert x.ndim == 3, x.shape
+        x = x.masked_fill(~valid_mask(x_lens, x.shape[1])[..., None], 0.0)
+        num_frames = -(-x.shape[1] // SUBSAMPLING)
+        x = F.pad(x, (0, 0, 0, SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES - x.shape[1]))
+        x = self.dropout(self.subsampling(x))
+        out_lens = encoder_lens(x_lens)
+        valid = valid_mask(out_lens, num_frames)
+        # Every frame attends at least to itself: a padded frame without any key would be NaN, and NaN spreads.
+        mask = (chunk_mask(num_frames, context, x.device) & valid[:, None]) | torch.eye(num_frames, dtype=torch.bool, device=x.device)
+        for block in self.blocks:
+            x = block(x, mask[:, None], valid, context.chunk_frames)
+        return x, out_lens
+
+    def initial_state(self, batch_size: int, context: Context) -> ConformerState:
+        """Empty caches for streams under `context`, which needs a chunk size and a limited left context."""
+        assert context.chunk_frames > 0 and context.left_chunks >= 0, context
+        config, weight = self.config, self.subsampling.out.weight
+        heads = (batch_size, config.num_heads, context.chunk_frames * context.left_chunks, config.dim // config.num_heads)
+        return ConformerState(
+            keys=[weight.new_zeros(heads) for _ in self.blocks],
+            values=[weight.new_zeros(heads) for _ in self.blocks],
+            conv=[weight.new_zeros(batch_size, 2 * config.dim, config.conv_kernel // 2) for _ in self.blocks],
+            filled=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
+        )
+
+    def forward_chunk(self, x: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
+        """The next chunk of each stream.
+
+        Args:
+            x: (B, 4 C + 3, 80) float, normalised features of C encoder frames and 3 frames of look-ahead; at the end of a
+                stream zeros stand for the missing ones. C is the context's chunk size, or less in the last chunk.
+            state: the caches after the chunk before; left unchanged.
+        Returns:
+            (B, C, D) encoder frames, and the caches for the next chunk.
+        """
+        assert x.ndim == 3 and x.shape[1] % SUBSAMPLING == LOOKAHEAD_FRAMES, x.shape
+        x = self.subsampling(x)
+        num_frames, left = x.shape[1], state.keys[0].shape[2]
+        cached = torch.arange(left, device=x.device) >= left - state.filled[:, None]  # (B, left)
+        mask = torch.cat([cached, cached.new_ones(x.shape[0], num_frames)], dim=1)[:, None, None]
+        keys, values, conv = [], [], []
+        for block, *caches in zip(self.blocks, state.keys, state.values, state.conv, strict=True):
+            x, key, value, conv_inputs = block.forward_chunk(x, mask, *caches)
+            keys.append(key)
+            values.append(value)
+            conv.append(conv_inputs)
+        return x, ConformerState(keys, values, conv, torch.clamp(state.filled + num_frames, max=left))

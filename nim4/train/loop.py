@@ -1,0 +1,287 @@
+"""The training loop all training stages share: steps, schedule, checkpoints, exact resume.
+
+Everything random in a step is seeded from (seed, step, micro-batch), so a run that was killed and resumed gives the same weights
+as one that was not, on a CPU to the last digit. The loss of a step is the sum over all its micro-batches and processes divided by
+the number of frames in all of them, so 1 process with 2 micro-batches equals 2 processes with 1.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from nim4.config import OptimConfig, RecipeError
+from nim4.corpus.batch import Batch, TrainBatches
+from nim4.model.checkpoint import WEIGHTS, average_weights, count_parameters, load_into, read_weights, save_weights
+from nim4.stage import atomic_write, read_json, read_jsonl, write_json
+from nim4.train.checkpoints import Checkpoints
+from nim4.train.distributed import Processes
+
+log = logging.getLogger("nim4")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Sources of randomness of one micro-batch.
+
+    Attributes:
+        step: training step, from 0.
+        shared: the same on all processes and micro-batches of the step (the chunk context).
+        own: of this micro-batch alone (masks, warps).
+    """
+
+    step: int
+    shared: Generator
+    own: Generator
+
+
+# loss(model, batch, draw) -> parts of the loss, each summed over the batch; "loss" is what is minimised
+Loss = Callable[[nn.Module, Batch, Draw], dict[str, Tensor]]
+# evaluate() -> named numbers; "score" is what is kept best, lower is better
+Evaluate = Callable[[], dict[str, float]]
+
+
+def learning_rate(step: int, config: OptimConfig) -> float:
+    """Linear warm-up, then a cosine from the peak down to `min_lr_ratio` of it."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min((step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1), 1.0)
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; no weight decay on biases and norms."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8)
+
+
+def _generator(*key: int) -> Generator:
+    # SplitMix-like mixing of small integers into a seed that torch's generator spreads well.
+    seed = 0
+    for part in key:
+        seed = (seed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
+    return Generator().manual_seed(seed)
+
+
+class Trainer:
+    """Runs `config.max_steps` steps of `loss` on `model`, from the last checkpoint in `work` if there is one.
+
+    Args:
+        model: the module to train; only parameters with requires_grad change.
+        loss: see `Loss`.
+        batches: the training data.
+        config: optimiser, schedule and intervals.
+        work: the stage's OUT.tmp; checkpoints, metrics.jsonl and tensorboard go there.
+        processes: this process and its peers.
+        evaluate: run on the main process every `valid_every` steps and at the end.
+        after_step: called on the main process after each step with the number of steps done, e.g. the CKA monitor.
+        on_resume: called on the main process before the first step with the number of steps done, 0 in a new run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: TrainBatches,
+        config: OptimConfig,
+        work: Path,
+        processes: Processes,
+        evaluate: Evaluate,
+        after_step: Callable[[int], None] = lambda step: None,
+        on_resume: Callable[[int], None] = lambda step: None,
+    ):
+        if config.precision not in ("fp32", "bf16"):
+            raise RecipeError("train.precision", expected="fp32 or bf16", found=config.precision, fix="--set train.precision=bf16")
+        self.model, self.loss, self.batches, self.config, self.work = model, loss, batches, config, work
+        self.processes, self.evaluate, self.after_step, self.on_resume = processes, evaluate, after_step, on_resume
+        self.optimizer = make_optimizer(model, config)
+        self.checkpoints = Checkpoints(work / "checkpoints", config.keep_last)
+        self.step = 0
+        self._place = (0, 0)  # epoch, step within the epoch: the next batch to use
+        self._nonfinite_in_row = 0
+        self._best = math.inf
+
+    def run(self) -> dict[str, float]:
+        """Trains to the end; `model` then holds the final weights. Returns the final validation numbers."""
+        self._resume()
+        parallel = DistributedDataParallel(self.model) if self.processes.world_size > 1 else self.model
+        parallel.train()
+        writer = SummaryWriter(str(self.work / "tensorboard"), purge_step=self.step) if self.processes.is_main else None
+        log.info("training from step %d to %d, %s trainable parameters", self.step, self.config.max_steps, count_parameters(self._trainable()))
+        sums: dict[str, float] = {}
+        started_s = time.monotonic()
+        steps = self.batches.steps(*self._place)
+        while self.step < self.config.max_steps:
+            epoch, step_in_epoch, micro_batches = next(steps)
+            parts = self._train_step(parallel, micro_batches)
+            self.step += 1
+            self._place = (epoch, step_in_epoch + 1)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if self.step % self.config.log_every == 0 or self.step == self.config.max_steps:
+                self._log_training(sums, epoch, time.monotonic() - started_s, writer)
+                sums, started_s = {}, time.monotonic()
+            if self.processes.is_main:
+                self.after_step(self.step)
+                if self.step % self.config.valid_every == 0 or self.step == self.config.max_steps:
+                    paused_s = time.monotonic()
+                    self._validate(writer)
+                    started_s += time.monotonic() - paused_s
+            if self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
+                self._save()
+            self.processes.barrier()
+        final = self._finish() if self.processes.is_main else {}
+        if writer is not None:
+            writer.close()
+        self.processes.barrier()
+        return final
+
+    def _trainable(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    # ------------------------------------------------------------------------------------------------------------ a step
+
+    def _train_step(self, parallel: nn.Module, micro_batches: list[Batch]) -> dict[str, float]:
+        """One optimiser step; returns the sums of the loss parts over this process's micro-batches, and counts."""
+        rank, world_size, device = self.processes.rank, self.processes.world_size, self.processes.device
+        rate = learning_rate(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        own_frames = sum(float(batch.x_lens.sum()) for batch in micro_batches)
+        frames = float(self.processes.sum(torch.tensor(own_frames, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")))
+        sums: dict[str, float] = {}
+        finite = True
+        for number, batch in enumerate(micro_batches):
+            index = number * world_size + rank
+            torch.manual_seed(_generator(self.config.seed, self.step, index, 1).initial_seed())  # dropout
+            draw = Draw(self.step, _generator(self.config.seed, self.step), _generator(self.config.seed, self.step, index))
+            last = number == len(micro_batches) - 1
+            if isinstance(parallel, DistributedDataParallel):
+                parallel.require_backward_grad_sync = last
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                parts = self.loss(parallel, batch.to(device), draw)
+            (parts["loss"] * (world_size / frames)).backward()
+            finite &= bool(torch.isfinite(parts["loss"]))
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        norm = nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
+        finite &= bool(torch.isfinite(norm))
+        if self.processes.sum(torch.tensor(0.0 if finite else 1.0, device=norm.device)) > 0:
+            self._skip_step([batch.ids for batch in micro_batches], finite)
+            self.optimizer.zero_grad(set_to_none=True)
+            return {"skipped": 1.0}
+        self._nonfinite_in_row = 0
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        padded = sum(batch.x.shape[0] * batch.x.shape[1] for batch in micro_batches)
+        return {**sums, "frames": own_frames, "padded_frames": float(padded), "grad_norm": float(norm), "steps": 1.0}
+
+    def _skip_step(self, ids: list[list[str]], finite_here: bool) -> None:
+        """Logs a step whose loss or gradient is not finite, and stops the training after too many in a row."""
+        self._nonfinite_in_row += 1
+        if not finite_here:
+            log.error("step %d skipped: loss or gradient is not finite; utterances: %s", self.step, " ".join(name for batch in ids for name in batch))
+        if self._nonfinite_in_row >= self.config.max_nonfinite_in_row:
+            raise RecipeError(
+                f"training step {self.step}",
+                expected="a finite loss",
+                found=f"{self._nonfinite_in_row} steps in a row without one (their utterances are in the log)",
+                fix="lower train.learning_rate, or look at those utterances",
+            )
+
+    # ----------------------------------------------------------------------------------------------- logging and validation
+
+    def _log_training(self, sums: dict[str, float], epoch: int, seconds: float, writer: SummaryWriter | None) -> None:
+        names = sorted(sums)
+        totals = self.processes.sum(torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self._sum_device()))
+        sums = dict(zip(names, totals.tolist(), strict=True))
+        if not self.processes.is_main:
+            return
+        frames, steps = sums.pop("frames", 0.0), sums.pop("steps", 0.0)
+        row: dict[str, float] = {"lr": learning_rate(self.step - 1, self.config), "skipped": sums.pop("skipped", 0.0)}
+        row["grad_norm"] = sums.pop("grad_norm", 0.0) / max(steps, 1.0)
+        row["padding_share"] = 1.0 - frames / max(sums.pop("padded_frames", 0.0), 1.0)
+        row |= {name: value / max(frames, 1.0) for name, value in sums.items()}
+        row["audio_s_per_s"] = frames / 100 / max(seconds, 1e-9)
+        self._write(row, "train", writer, epoch=epoch)
+        losses = ", ".join(f"{name} {row[name]:.4f}" for name in sums)
+        log.info("step %d of %d, epoch %d: %s, rate %.2e, %.0f s of audio per s", self.step, self.config.max_steps, epoch, losses, row["lr"], row["audio_s_per_s"])
+
+    def _sum_device(self) -> torch.device:
+        return self.processes.device if self.processes.device.type == "cuda" else torch.device("cpu")
+
+    def _write(self, row: dict[str, float], kind: str, writer: SummaryWriter | None, **extra: float) -> None:
+        with open(self.work / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "kind": kind, **extra, **{name: round(value, 6) for name, value in row.items()}}) + "\n")
+        if writer is not None:
+            for name, value in row.items():
+                writer.add_scalar(f"{kind}/{name}", value, self.step)
+
+    def _evaluated(self) -> dict[str, float]:
+        """`evaluate` in evaluation mode, without touching the state of training."""
+        self.model.eval()
+        with torch.inference_mode():
+            numbers = self.evaluate()
+        self.model.train()
+        return numbers
+
+    def _validate(self, writer: SummaryWriter | None) -> None:
+        numbers = self._evaluated()
+        self._write(numbers, "valid", writer)
+        log.info("step %d, validation: %s", self.step, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        if numbers["score"] < self._best:
+            self._best = numbers["score"]
+            save_weights(self.work / "best.safetensors", self.model.state_dict())
+
+    # ------------------------------------------------------------------------------------------------ checkpoints and the end
+
+    def _save(self) -> None:
+        if self.processes.is_main:
+            state = {"step": self.step, "place": self._place, "best": self._best if math.isfinite(self._best) else None, "nonfinite": self._nonfinite_in_row}
+            self.checkpoints.save(self.step, self.model.state_dict(), self.optimizer, state)
+
+    def _resume(self) -> None:
+        """Takes up the last checkpoint; what was logged after it is dropped, since those steps are run again."""
+        found = self.checkpoints.last()
+        metrics = self.work / "metrics.jsonl"
+        state = {"step": 0}
+        if found is not None:
+            state = read_json(found / "trainer.json")
+            load_into(self.model, read_weights(found / WEIGHTS), found)
+            self.checkpoints.load_optimizer(found, self.optimizer, self.processes.device)
+            self.step, self._place, self._nonfinite_in_row = state["step"], tuple(state["place"]), state["nonfinite"]
+            self._best = math.inf if state["best"] is None else state["best"]
+            log.info("resuming at step %d from %s", self.step, found)
+        if self.processes.is_main and metrics.is_file():
+            kept = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
+            with atomic_write(metrics) as file:
+                file.writelines(json.dumps(row) + "\n" for row in kept)
+        if self.processes.is_main:
+            self.on_resume(self.step)
+        self.processes.barrier()
+
+    def _finish(self) -> dict[str, float]:
+        """Chooses the final weights on the validation set: the mean of the last checkpoints, or the best single one."""
+        averaged = self.checkpoints.all()[-self.config.average_last :]
+        load_into(self.model, average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
+        mean_numbers = self._evaluated()
+        chosen = f"mean of the checkpoints at steps {', '.join(path.name.removeprefix('step-') for path in averaged)}"
+        if self._best < mean_numbers["score"]:
+            load_into(self.model, read_weights(self.work / "best.safetensors"), "best.safetensors")
+            chosen = "best single checkpoint"
+        numbers = self._evaluated()
+        log.info("final weights: %s; validation: %s", chosen, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        write_json(self.work / "final.json", {"chosen": chosen, "step": self.step, "mean": mean_numbers, "valid": numbers})
+        return numbers
