@@ -55,6 +55,15 @@ def load_recipe(recipes: Path, corpus: str) -> ModuleType:
     return module
 
 
+def inputs_of(recipe: Path, source: Path) -> list[Path]:
+    """The files that decide the product: the recipe's own, and the source's where it is kept beside the recipe.
+
+    A downloaded corpus is taken as unchanging: to read all of it would cost as much as the stage itself.
+    """
+    folders = [recipe, source] if source.is_relative_to(recipe.resolve()) else [recipe]
+    return sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file() and path.name != "run.sh")
+
+
 def fetch_if_asked(recipe: ModuleType, args: argparse.Namespace) -> None:
     """Runs the recipe's download(); without it, makes sure that the source is there."""
     has_download = hasattr(recipe, "download")
@@ -87,7 +96,7 @@ def main() -> None:
     args.source = args.source.resolve()
     recipe = load_recipe(args.recipes, args.corpus)
     config = {"corpus": args.corpus, "source": str(args.source), "limit": args.limit}
-    output = stage.StageOutput(args.out, config=config, inputs=[args.recipes / args.corpus / "prepare.py"])
+    output = stage.StageOutput(args.out, config=config, inputs=inputs_of(args.recipes / args.corpus, args.source))
     if output.is_done():
         return
     fetch_if_asked(recipe, args)

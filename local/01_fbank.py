@@ -48,9 +48,9 @@ def workers(jobs: int, address: str) -> Iterator[Executor | None]:
     """Where shards are computed: a Dask cluster, a pool of processes, or None for this process."""
     if address:
         try:
-            from dask.distributed import Client
+            from distributed import Client
         except ImportError as error:
-            raise RecipeError("--executor", expected="dask.distributed", found=error, fix="pip install distributed") from error
+            raise RecipeError("--executor", expected="the package distributed", found=error, fix="pip install distributed") from error
         try:
             client = Client(address, timeout=10)
         except (OSError, ValueError, TimeoutError) as error:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 import nim4.stage
 from nim4.config import RecipeError, nearest
 from nim4.corpus.g2p import LANGUAGES, Lexicon, read_pronunciations
+from nim4.corpus.g2p_en import LEXICON_DIR
 from nim4.corpus.manifest import load_cuts, save_cuts, split_paths
 from nim4.corpus.units import UNKNOWN, PhonemeInventory, ctc_fits, num_encoder_frames
 
@@ -26,12 +27,16 @@ TOP_UNKNOWN = 10  # words shown in the log
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=type("Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {}))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--fbank", type=Path, required=True, help="product folder of stage 1")
     parser.add_argument("--out", type=Path, required=True, help="product folder")
-    parser.add_argument("--language", default="zh-en", choices=LANGUAGES, help="how digits are read; zh-en: in Mandarin where the text has Chinese characters")
+    parser.add_argument(
+        "--language", default="zh-en", choices=LANGUAGES, help="how digits are read; zh-en: in Mandarin where the text has Chinese characters"
+    )
     parser.add_argument("--train-splits", default="train", help="splits that unfit utterances are left out of, space separated")
-    parser.add_argument("--pronunciations", type=Path, default=None, help="your own readings, word<TAB>phones per line; they win over every dictionary")
+    parser.add_argument(
+        "--pronunciations", type=Path, default=None, help="your own readings, word<TAB>phones per line; they win over every dictionary"
+    )
     return parser
 
 
@@ -97,7 +102,8 @@ def main() -> None:
     own = read_pronunciations(options.pronunciations) if options.pronunciations else {}
     inputs = [options.fbank, *([options.pronunciations] if options.pronunciations else [])]
     inventory = PhonemeInventory.default()
-    config = {"language": options.language, "train_splits": sorted(train_splits), "inventory": list(inventory.tokens)}
+    dictionaries = {path.name: nim4.stage.file_hash(path) for path in sorted(LEXICON_DIR.iterdir())}
+    config = {"language": options.language, "train_splits": sorted(train_splits), "num_symbols": len(inventory), "dictionaries": dictionaries}
     output = nim4.stage.StageOutput(options.out, config=config, inputs=inputs)
     if output.is_done():
         return

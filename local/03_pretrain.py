@@ -95,6 +95,7 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
         seed=config.train.seed,
         num_buckets=config.train.num_buckets,
         num_workers=config.train.num_workers,
+        short_first_epochs=config.train.short_first_epochs,
     )
     log.info("commit %s, torch %s, %s, %d process(es)", stage.git_commit(), torch.__version__, peers.device, peers.world_size)
     log.info("encoder %s, phoneme head %s parameters; trains: both", count_parameters(model.encoder.parameters()), count_parameters(model.head.parameters()))

@@ -87,6 +87,7 @@ class AugmentConfig:
     """Time warp and masks; the defaults are those of CR-CTC (arXiv 2410.05101, section 4)."""
 
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
+    freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
     num_freq_masks: int = 2
     max_freq_mask_bins: int = 27
     num_time_masks: int = 10  # before time_mask_ratio
@@ -109,6 +110,7 @@ class OptimConfig:
     max_duration_s: float = 300.0  # padded audio per process and micro-batch
     accum: int = 1  # micro-batches per step
     num_buckets: int = 10
+    short_first_epochs: int = 1  # epochs from the shortest utterance to the longest, before shuffled ones (SortaGrad, arXiv 1512.02595)
     precision: str = "fp32"  # fp32 | bf16
     num_workers: int = 2
     seed: int = 0

@@ -85,7 +85,7 @@ _setup_lock() {
     _setup_say "waiting for process ${owner:-unknown}, which makes .venv; if there is none, remove .venv.tmp"
     sleep 5
   done
-  echo $$ >.venv.tmp/pid
+  echo "$BASHPID" >.venv.tmp/pid
   trap 'rm -rf .venv.tmp' EXIT
 }
 

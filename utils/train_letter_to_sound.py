@@ -4,7 +4,7 @@
 
 The dictionary is in CMUdict's layout, one `word PHONE PHONE ...` per line. Kept of it: words of letters and inner apostrophes, first
 reading, no stress. One word in 20 (chosen by a hash of its spelling) is held out of the training; the model that is written is the
-one that was measured on them. About four minutes on one core.
+one that was measured on them. Three to six minutes on one core.
 Method: letters and phones are aligned by expectation-maximisation over graphones (Bisani and Ney 2008; many-to-many limits as in
 Jiampojamarn et al. 2007), then an n-gram of graphones with interpolated Kneser-Ney smoothing (Chen and Goodman 1999) is counted.
 """
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=LEXICON_DIR, help="folder for cmudict.tsv.xz and letter_to_sound.npz (default: %(default)s)")
     parser.add_argument("--order", type=int, default=7, help="graphones in the longest n-gram (default: %(default)s)")
     parser.add_argument("--cutoffs", default="1 1 1 2 2 2 2", help="smallest count of an n-gram that is kept, for each order (default: %(default)s)")
-    parser.add_argument("--align-words", type=int, default=12000, help="words used by the alignment's iterations (default: %(default)s)")
+    parser.add_argument("--align-words", type=int, default=15000, help="words used by the alignment's iterations (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=6, help="iterations of the alignment (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=0, help="use about this many words only, for a trial; 0 = all (default: %(default)s)")
     return parser
@@ -112,8 +112,11 @@ def best_alignment(word: str, phones: Sequence[str], prob: Mapping[Graphone, flo
     return best.get((len(word), len(phones)), (0.0, []))[1]
 
 
-def learn_graphones(lexicon: Lexicon, num_iterations: int) -> dict[Graphone, float]:
-    """Probability of each graphone, by expectation-maximisation from a flat start that prefers 1-1 pairs."""
+def learn_graphones(lexicon: Lexicon, num_iterations: int, min_count: float = 2.0) -> dict[Graphone, float]:
+    """Probability of each graphone, by expectation-maximisation from a flat start that prefers 1-1 pairs.
+
+    After each iteration, graphones expected less than `min_count` times are dropped; those of one letter at a quarter of it.
+    """
     prob: dict[Graphone, float] = {arc[4]: 1.0 for word, phones in lexicon.items() for arc in arcs(word, phones)}
     prob = {graphone: (1.0 if graphone[1] and len(graphone[0]) == 1 and " " not in graphone[1] else 0.1) for graphone in prob}
     total = sum(prob.values())
@@ -123,7 +126,7 @@ def learn_graphones(lexicon: Lexicon, num_iterations: int) -> dict[Graphone, flo
         for word, phones in lexicon.items():
             for graphone, count in expected_counts(word, phones, prob).items():
                 counts[graphone] += count
-        counts = {graphone: count for graphone, count in counts.items() if count >= 2.0 or (len(graphone[0]) == 1 and count >= 0.5)}
+        counts = {graphone: count for graphone, count in counts.items() if count >= min_count / (4 if len(graphone[0]) == 1 else 1)}
         total = sum(counts.values())
         prob = {graphone: count / total for graphone, count in counts.items()}
         log.info("alignment: iteration %d of %d, %d graphones", iteration + 1, num_iterations, len(prob))
@@ -143,8 +146,9 @@ def kneser_ney(sequences: list[list[int]], order: int, cutoffs: Sequence[int]) -
         for ngram, count in raw[n].items():
             if ngram[0] == START:
                 counts[n][ngram] = count
-    num_symbols = len(raw[1])
-    model: dict[tuple[int, ...], list[float]] = {(): [1.0, 1.0]}
+    del counts[1][START,]  # never predicted
+    num_symbols = len(counts[1])
+    model: dict[tuple[int, ...], list[float]] = {(): [1.0, 1.0], (START,): [0.0, 1.0]}
 
     def lower(context: tuple[int, ...], symbol: int) -> float:
         weight = 1.0
@@ -161,7 +165,7 @@ def kneser_ney(sequences: list[list[int]], order: int, cutoffs: Sequence[int]) -
         kept: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for ngram, count in counts[n].items():
             totals[ngram[:-1]] += count
-            if raw[n][ngram] >= cutoffs[n - 1] and (n == 1 or ngram[-1] != START):
+            if raw[n][ngram] >= cutoffs[n - 1]:
                 kept[ngram[:-1]].append(ngram[-1])
         for context, symbols in kept.items():
             share = {symbol: max(counts[n][(*context, symbol)] - discount, 0.0) / totals[context] for symbol in symbols}

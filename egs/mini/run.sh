@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mini: a few hours of read speech kept in this repository; runs on a laptop's CPU. Mandarin-English, 16 kHz.
+# Mini: 4 h of Mandarin-English phrases, joined from recorded words, and read sentences, 16 kHz; kept in this repository.
 # Licences: MIT (DSPSpeech-20), Apache-2.0 (AISHELL-1, speaker S0150), AN4 (Carnegie Mellon University); see NOTICE.
 here=$(dirname "$0")
 exec "$here/../../run.sh" --corpus mini --source "$here/audio" --language zh-en --metric mer \

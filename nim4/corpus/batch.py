@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from lhotse import CutSet, MonoCut
-from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -131,7 +131,7 @@ class TrainBatches:
         max_duration_s: padded audio per micro-batch.
         accum: micro-batches per step and process.
         rank, world_size: this process, and how many there are.
-        seed, num_buckets, num_workers: as in the training config.
+        seed, num_buckets, num_workers, short_first_epochs: as in the training config.
     """
 
     def __init__(
@@ -146,12 +146,13 @@ class TrainBatches:
         seed: int,
         num_buckets: int,
         num_workers: int,
+        short_first_epochs: int,
     ):
         self._cuts = [(list(load_cuts(source.path)), source.weight) for source in sources]
         self._dataset = _Collated(inventory)
         self._max_duration_s, self._accum, self._rank, self._world_size = max_duration_s, accum, rank, world_size
         self._seed, self._num_workers = seed, num_workers
-        self._num_buckets = num_buckets
+        self._num_buckets, self._short_first_epochs = num_buckets, short_first_epochs
         cuts = [cut for cuts, _ in self._cuts for cut in cuts]
         self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
 
@@ -174,16 +175,16 @@ class TrainBatches:
     def _own_cuts(self, epoch: int, first_step: int) -> Iterator[CutSet]:
         """This process's micro-batches of an epoch from `first_step` on; a last, incomplete step is left for another epoch's order."""
         cuts = self._epoch_cuts(epoch)
-        sampler = DynamicBucketingSampler(
-            cuts,
-            max_duration=self._max_duration_s,
-            shuffle=True,
-            seed=self._seed,
-            num_buckets=max(min(self._num_buckets, len(cuts) // 2), 1),
-            rank=0,  # every process draws the whole order; which part is its own is decided below
-            world_size=1,
-        )
-        sampler.set_epoch(epoch)
+        # Every process draws the whole order, as if it were alone; which part is its own is decided below.
+        if epoch < self._short_first_epochs:
+            shortest_first = cuts.sort_by_duration(ascending=True)
+            sampler = DynamicCutSampler(shortest_first, max_duration=self._max_duration_s, rank=0, world_size=1)
+        else:
+            num_buckets = max(min(self._num_buckets, len(cuts) // 2), 1)
+            sampler = DynamicBucketingSampler(
+                cuts, max_duration=self._max_duration_s, shuffle=True, seed=self._seed, num_buckets=num_buckets, rank=0, world_size=1
+            )
+            sampler.set_epoch(epoch)
         group: list[CutSet] = []
         group_size, step = self._accum * self._world_size, 0
         for cuts_of_batch in sampler:

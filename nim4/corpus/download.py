@@ -231,6 +231,9 @@ def _extract_all(archive: Path, work: Path, limit: int) -> tuple[int, int]:
                         )
                     file.write(block)
                     progress.add(len(block) / 1e6)
+        assert tar.fileobj is not None, archive
+        for _ in _blocks(tar.fileobj):  # only at the very end does the decompressor compare its checksum
+            pass
     return num_files, num_bytes
 
 

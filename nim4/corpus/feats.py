@@ -102,9 +102,9 @@ class Fbank:
         if padded.numel() < WINDOW_SAMPLES:
             return torch.zeros(0, NUM_MEL_BINS)
         no_context = padded.new_zeros(1, 0)  # tells lhotse that the left edge has been dealt with
-        with torch.inference_mode():
+        with torch.no_grad():
             frames, _ = self.lhotse.extractor.online_inference(padded[None], context=no_context)
-        return frames[0].clone()
+        return frames[0]
 
 
 def mirrored(samples: Tensor) -> Tensor:
@@ -116,7 +116,10 @@ def mirrored(samples: Tensor) -> Tensor:
     count = num_frames(total)
     if count == 0:
         return samples.new_zeros(0)
-    index = torch.arange(-LEFT_MIRROR_SAMPLES, (count - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - LEFT_MIRROR_SAMPLES)
+    right = (count - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - LEFT_MIRROR_SAMPLES - total  # 41 to 200
+    if total >= max(LEFT_MIRROR_SAMPLES, right):
+        return torch.cat((samples[:LEFT_MIRROR_SAMPLES].flip(0), samples, samples[-right:].flip(0)))
+    index = torch.arange(-LEFT_MIRROR_SAMPLES, total + right)
     index = index.remainder(2 * total)  # ... 1 0 | 0 1 ... N-1 | N-1 ... has period 2 N
     return samples[torch.minimum(index, 2 * total - 1 - index)]
 

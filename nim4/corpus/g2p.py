@@ -108,6 +108,7 @@ class Lexicon:
 
     def _read_text(self, text: str) -> Iterator[Reading]:
         folded = fold(text).replace("°C", "℃").replace("°F", "℉")
+        folded = re.sub(r"\d", lambda match: str(unicodedata.decimal(match[0])), folded)  # digits of other scripts
         has_han = any(map(is_han, folded))
         language = self.language if self.language != "zh-en" else "zh" if has_han else "en"
         pieces = _split_pieces(folded, language)
@@ -141,15 +142,14 @@ class Lexicon:
         """A Latin word, a number of English text, or letters and digits that touch."""
         word = normalise(token)
         plain = "".join(char for char in unicodedata.normalize("NFKD", token.translate(_EXTRA_LATIN)) if not unicodedata.combining(char))
-        strange = [char for char in plain if not (char.isascii() and (char.isalnum() or char in "'.%:/$£€¥"))]
         if word in self._own:
             yield Reading(word, self._own[word], "pronunciations")
-        elif strange and re.search(f"[{_LATIN}]", token):
+        elif not re.search(f"[{_LATIN}]", token) or re.fullmatch(r"\d+(st|nd|rd|th)|\d+0s", token):
+            yield from (self._read_english(spoken, False) for spoken in g2p_numbers.read_english(token))
+        elif not re.fullmatch("[A-Za-z0-9'.]+", plain):
             yield from (Reading(char.lower(), (UNKNOWN,), "unk") for char in token)
         elif by_letter and plain.lower() in LETTER_NAMES:
             yield Reading(word, spell(plain), "letters")
-        elif not re.search("[A-Za-z]", plain) or re.fullmatch(r"\d+(st|nd|rd|th)|\d+0s", plain):
-            yield from (self._read_english(spoken, False) for spoken in g2p_numbers.read_english(plain))
         elif re.search(r"\d", plain):
             yield self._read_mixed(word, plain, language)
         else:
@@ -176,7 +176,9 @@ class Lexicon:
 
     def _read_symbol(self, char: str, language: str) -> Iterator[Reading]:
         """A character that is no Chinese or Latin letter: silent if it is punctuation, else spoken or unknown."""
-        if char in _SPOKEN_SYMBOLS:
+        if char in self._own:
+            yield Reading(char, self._own[char], "pronunciations")
+        elif char in _SPOKEN_SYMBOLS:
             in_chinese, in_english = _SPOKEN_SYMBOLS[char]
             spoken = in_chinese if language == "zh" else in_english
             yield from self._read_han(spoken) if is_han(spoken[0]) else [self._read_english(spoken, False)]

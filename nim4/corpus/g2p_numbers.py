@@ -5,16 +5,18 @@ touch Latin letters (A4L would end in litres), or Chinese characters in its Engl
 """
 
 import functools
+import logging
 import re
 from typing import Any
 
 from nim4.config import RecipeError
 from nim4.corpus.text import HAN
 
+log = logging.getLogger("nim4")
 _DIGITS_ZH = "零一二三四五六七八九"
 # A stretch of Chinese text around digits: what wetext needs to see to tell 2个 (两个) from 2号 (二号).
 _STRETCH = re.compile(rf"[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*\d[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*")
-ENGLISH_NUMBER = re.compile(r"[$£€¥]?\d+(?:[.:/]\d+)*%?")
+ENGLISH_NUMBER = re.compile(r"[$£€¥]?\d+(?:[.:/]\d+)*[%℃℉]?")
 _ENGLISH_WORDS = re.compile(r"[a-z]+(?:[ '-][a-z]+)*")
 _DIGITS_EN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -55,14 +57,14 @@ def _read_stretch(stretch: str) -> str:
     stretch = re.sub(r"第(\d+)", lambda match: "第" + cardinal_zh(match[1]), stretch)
     if not re.search(r"\d", stretch):
         return stretch
-    spoken = _normaliser("zh").normalize(stretch)
+    spoken = _speak(stretch, "zh") or stretch
     return re.sub(r"\d+", lambda match: cardinal_zh(match[0]), spoken)
 
 
 def read_english(number: str) -> list[str]:
     """The English words of a number such as "175", "3.5", "50%", "$35", "21st", "1990s"; of digits wetext cannot read, one by one."""
     decade = re.fullmatch(r"(\d*0)s", number)
-    spoken = _normaliser("en").normalize(decade[1] if decade else number).lower().strip()
+    spoken = (_speak(decade[1] if decade else number, "en") or "").lower().strip()
     if not _ENGLISH_WORDS.fullmatch(spoken):
         return [_DIGITS_EN[int(digit)] for digit in number if digit.isdecimal()]
     words = re.split("[ -]", spoken)
@@ -87,6 +89,15 @@ def read_in_word(digits: str, language: str) -> list[str]:
     short = len(whole) < 3 and (whole[0] != "0" or whole == "0")
     words = read_english(whole) if short else [_DIGITS_EN[int(digit)] for digit in whole]
     return words + (["point"] if point else []) + [_DIGITS_EN[int(digit)] for digit in fraction if digit.isdecimal()]
+
+
+def _speak(text: str, language: str) -> str | None:
+    """What wetext makes of `text`; None, with a warning, where its grammar has no path, which it tells by an AssertionError."""
+    try:
+        return _normaliser(language).normalize(text)
+    except AssertionError:
+        log.warning("%r: no grammar of numbers reads this; it is read digit by digit", text)
+        return None
 
 
 @functools.cache

@@ -32,6 +32,6 @@ class Progress:
         rate = (self.done - self.before) / max(now_s - self._start_s, 1e-9)
         if self.total > 0:
             left_s = max(self.total - self.done, 0.0) / max(rate, 1e-9)
-            log.info("%s: %.5g of %.5g %s, %.3g/s, about %.0f s left", self.what, self.done, self.total, self.unit, rate, left_s)
+            log.info("%s: %.5g of %.5g %s, %.3g %s/s, about %.0f s left", self.what, self.done, self.total, self.unit, rate, self.unit, left_s)
         else:
-            log.info("%s: %.5g %s, %.3g/s", self.what, self.done, self.unit, rate)
+            log.info("%s: %.5g %s, %.3g %s/s", self.what, self.done, self.unit, rate, self.unit)

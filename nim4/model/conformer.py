@@ -93,12 +93,15 @@ class Subsampling(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
         bins = ((config.num_mel_bins - 1) // 2 - 1) // 2
         self.out = nn.Linear(channels * bins, config.dim)
+        # Ours: without it the frames start several times smaller than what the blocks add to them, which is nearly the same
+        # for all frames, and CTC training then starts from outputs that hardly depend on the input.
+        self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 4 S + 3, 80) -> (B, S, D); the last 3 frames are the look-ahead of the last output frame."""
         x = F.relu(self.conv1(x.unsqueeze(1)))
         x = F.relu(self.conv2(x))
-        return self.out(x.transpose(1, 2).flatten(2))
+        return self.norm(self.out(x.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):

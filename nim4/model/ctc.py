@@ -20,6 +20,10 @@ class PhonemeHead(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(dim, vocab_size)
         )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):  # keeps the scale of the frames; torch's default shrinks it to a few per cent in three layers
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, V) float32 log-probabilities."""

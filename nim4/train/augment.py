@@ -54,6 +54,23 @@ def time_warp(x: Tensor, x_lens: Tensor, max_shift: int, generator: Generator) -
     return torch.where(warped[:, None, None], torch.lerp(x.gather(1, index[0]), x.gather(1, index[1]), weight), x)
 
 
+def freq_warp(x: Tensor, max_shift: float, generator: Generator) -> Tensor:
+    """Stretches the mel axis of each utterance by a factor between 1 - max_shift and 1 + max_shift, as if another speaker spoke.
+
+    Args:
+        x: (B, T, F) float.
+        max_shift: 0 switches it off.
+    Source: vocal tract length perturbation (Jaitly and Hinton 2013); here on the log-Mel bins themselves, which is cheap.
+    """
+    if max_shift == 0:
+        return x
+    factor = 1 + max_shift * (2 * torch.rand(x.shape[0], 1, generator=generator) - 1)
+    position = (torch.arange(x.shape[2]) * factor).clamp(max=x.shape[2] - 1).to(x.device)
+    below = position.floor().long()
+    index = [i[:, None].expand_as(x) for i in (below, (below + 1).clamp(max=x.shape[2] - 1))]
+    return torch.lerp(x.gather(2, index[0]), x.gather(2, index[1]), (position - below)[:, None].to(x.dtype))
+
+
 def _spans(num_masks: Tensor, max_width: Tensor, axis_lens: Tensor, axis_size: int, generator: Generator) -> Tensor:
     """Union of random spans: (B,) each -> (B, axis_size) bool. Widths are uniform in 0..max_width, places uniform inside."""
     most = int(num_masks.max()) if len(num_masks) else 0

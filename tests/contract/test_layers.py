@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ OPTIONAL = {"icefall", "k2", "kaldifeat", "tritonclient", "vllm"}  # may be miss
 MODULES = {"pyyaml": "yaml"}
 
 
+@cache
 def names_imported(path: Path) -> list[tuple[str, bool]]:
     package = ".".join(path.with_suffix("").parts[:-1])
     return imports_of(tree_of(path), package)
@@ -80,7 +82,7 @@ def test_every_import_is_pinned():
     pins = [
         line.split("==")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if "==" in line.split("#")[0]
     ]
-    known = set(sys.stdlib_module_names) | OPTIONAL | {"nim4"} | {MODULES.get(pin, pin.replace("-", "_")) for pin in pins}
+    known = set(sys.stdlib_module_names) | OPTIONAL | {"nim4", "local", "utils"} | {MODULES.get(pin, pin.replace("-", "_")) for pin in pins}
     unknown = []
     for path in files_in("nim4", "local", "egs", "utils", "tests", "benchmarks"):
         beside = {other.stem for other in files_in(path.parts[0]) if other.parent == path.parent}
