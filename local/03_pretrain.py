@@ -98,7 +98,11 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
         short_first_epochs=config.train.short_first_epochs,
     )
     log.info("commit %s, torch %s, %s, %d process(es)", stage.git_commit(), torch.__version__, peers.device, peers.world_size)
-    log.info("encoder %s, phoneme head %s parameters; trains: both", count_parameters(model.encoder.parameters()), count_parameters(model.head.parameters()))
+    log.info(
+        "encoder %s, phoneme head %s parameters; trains: both",
+        count_parameters(model.encoder.parameters()),
+        count_parameters(model.head.parameters()),
+    )
     log.info("train: %d utterances, %.2f h; valid: %d utterances", batches.num_utterances, batches.hours, len(valid_cuts))
     monitor = CkaMonitor(
         model, take_frames(eval_batches(valid_cuts, inventory, VALID_BATCH_S), config.cka.max_frames), config.cka, work, config.train.max_steps

@@ -54,6 +54,7 @@ class ConformerConfig:
     num_blocks: int = 14  # ours: 14 blocks come to the paper's ~600 M
     num_heads: int = 20
     ffn_dim: int = 5440  # ours: 4.25 D; RoPE has no position weights, the feed-forward gets their share
+    conv_expansion: int = 2  # width of the depthwise convolution in D: 2 in FireRedASR, 1 in the first Conformer
     conv_kernel: int = 33  # depthwise kernel K, odd; symmetric inside a chunk, causal across chunks
     subsampling_channels: int = 32
     dropout: float = 0.1
@@ -163,6 +164,7 @@ class DecodeConfig:
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6
+    batch_s: float = 60.0  # offline: padded audio decoded at once; the result does not depend on it
 
 
 # ---------------------------------------------------------------------------------------------------- reading and merging

@@ -97,16 +97,14 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file. Raises RecipeError, with the line number, when it is missing or broken."""
-    number = 0
+    rows: list[dict[str, Any]] = []
     try:
         with open(path, encoding="utf-8") as file:
-            rows = []
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
-            return rows
+            rows.extend(json.loads(line) for line in file)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}, line {number}", expected="one JSON object per line", found=error, fix="run the stage that makes it again") from error
+        where = f"{path}, line {len(rows) + 1}"
+        raise RecipeError(where, expected="one JSON object per line", found=error, fix="run the stage that makes it again") from error
+    return rows
 
 
 def file_hash(path: Path) -> str:
@@ -135,7 +133,9 @@ class StageOutput:
         files = [Path(path) / "done.json" if Path(path).is_dir() else Path(path) for path in inputs]
         for path in files:
             if not path.is_file():
-                raise RecipeError(path, expected="the product of an earlier stage", found="no such file", fix="run the earlier stages first, e.g. --stage 0")
+                raise RecipeError(
+                    path, expected="the product of an earlier stage", found="no such file", fix="run the earlier stages first, e.g. --stage 0"
+                )
         self._made_from = {
             "config": json.loads(json.dumps(config, sort_keys=True)),
             "inputs": {str(path): _input_hash(path) for path in files},

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
-SILENCE_S = (0.15, 0.40)  # before the first and after the last word
+SILENCE_S = (0.05, 0.25)  # before the first and after the last word
 GAP_S = (0.00, 0.12)  # between words
 
 

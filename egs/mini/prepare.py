@@ -20,7 +20,7 @@ from nim4.corpus.table import Row
 sys.path.insert(0, str(Path(__file__).parent))
 import compose
 
-PHRASES = {"train": 64, "dev": 40, "test": 40}  # per speaker and kind; the kinds are grammar phrases and random joins
+PHRASES = {"train": 56, "dev": 40, "test": 40}  # per speaker and kind; the kinds are grammar phrases and random joins
 SEED = 20260
 WORDS_IN_JOIN = (2, 7)
 
@@ -39,7 +39,9 @@ def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
         for row in own:
             takes.setdefault(row["text"], []).append(work / "dspspeech20" / f"{row['utt_id']}.opus")
         if split == "train":
-            words = [Row(f"{row['utt_id']}-word", work / "dspspeech20" / f"{row['utt_id']}.opus", row["text"], speaker, row["language"]) for row in own]
+            words = [
+                Row(f"{row['utt_id']}-word", work / "dspspeech20" / f"{row['utt_id']}.opus", row["text"], speaker, row["language"]) for row in own
+            ]
             splits.setdefault("train_words", []).extend(words)
         for name in ("grammar", "joins"):
             rng = random.Random(f"{SEED} {speaker} {name}")

@@ -36,6 +36,9 @@ MIN_STD = 1e-3  # a mel bin that never changes is divided by this, not by zero
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
+# What reading audio may raise. Whoever reads a corpus lists such an utterance and goes on.
+UNREADABLE = (AudioLoadingError, DurationMismatchError, soundfile.SoundFileError, OSError, ValueError, AssertionError)
+
 
 def num_frames(num_samples: int) -> int:
     """Frames that `num_samples` samples give."""
@@ -62,6 +65,11 @@ def checked_samples(samples: np.ndarray | Tensor, sampling_rate_hz: int) -> Tens
         if peak > MAX_ABS_SAMPLE:
             raise ValueError(f"samples must be in [-1, 1], but reach {peak:.6g}: divide 16-bit samples by 32768")
     return samples.to(torch.float32)
+
+
+def read_samples(cut: MonoCut) -> np.ndarray:
+    """The audio of a cut: (N,) float32 in [-1, 1] at 16 kHz. Raises one of UNREADABLE."""
+    return checked_samples(cut.load_audio()[0], cut.sampling_rate).numpy()
 
 
 class Fbank:
@@ -322,10 +330,10 @@ def extract_shard(cuts: Sequence[MonoCut], archive: Path) -> Shard:
         with lhotse.LilcomChunkyWriter(archive) as writer:
             for cut in cuts:
                 try:
-                    features = fbank.extract(cut.load_audio()[0], cut.sampling_rate)
+                    features = fbank.extract(read_samples(cut))
                     if len(features) == 0:
                         raise ValueError(f"{cut.num_samples} samples are too few for a frame")
-                except (AudioLoadingError, DurationMismatchError, soundfile.SoundFileError, OSError, ValueError, AssertionError) as error:
+                except UNREADABLE as error:
                     unreadable.append({"id": cut.id, "path": str(cut.recording.sources[0].source), "error": " ".join(f"{error!r}".split())[:300]})
                     continue
                 cmvn.add(features)

@@ -3,7 +3,7 @@
 A stream goes through the same code as a microphone would: samples, streaming features, cached encoder, greedy collapse.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,24 +16,21 @@ from nim4.model.ctc import BLANK, PhonemeModel, collapse
 ENCODER_FRAME_MS = 40
 
 
-@dataclass(frozen=True)
-class Posteriors:
-    """Phoneme log-probabilities of one recording: (S, V) float32 on the CPU."""
-
-    log_probs: Tensor
-
-    def phones(self) -> list[int]:
-        """Greedy phoneme ids."""
-        return collapse(self.log_probs.argmax(-1).tolist())
-
-
 @torch.inference_mode()
-def offline_posteriors(model: PhonemeModel, recordings: list[np.ndarray]) -> list[Posteriors]:
-    """Full-context posteriors of recordings, in one padded batch; each (N,) float32 samples in [-1, 1] at 16 kHz."""
-    features = [torch.from_numpy(Fbank().extract(samples)) for samples in recordings]
+def offline_log_probs(model: PhonemeModel, recordings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Phoneme log-probabilities with full context, in one padded batch.
+
+    Args:
+        model: in evaluation mode.
+        recordings: (N,) float32 samples in [-1, 1] at 16 kHz each.
+    Returns:
+        an (S, V) float32 array per recording.
+    """
+    fbank = Fbank()
+    features = [torch.from_numpy(fbank.extract(samples)) for samples in recordings]
     x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(model.mean.device)
     log_probs, lens = model(x, torch.tensor([len(f) for f in features], device=x.device))
-    return [Posteriors(row[:length].cpu()) for row, length in zip(log_probs, lens.tolist(), strict=True)]
+    return [row[:length].cpu().numpy() for row, length in zip(log_probs, lens.tolist(), strict=True)]
 
 
 class StreamingCtc:

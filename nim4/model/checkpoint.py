@@ -39,7 +39,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RecipeError(path, expected="a readable safetensors file", found=error, fix="check the folder, or run the stage that makes it again") from error
+        raise RecipeError(
+            path, expected="a readable safetensors file", found=error, fix="check the folder, or run the stage that makes it again"
+        ) from error
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
@@ -55,7 +57,10 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], where: object) -
     if differences:
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise RecipeError(
-            where, expected="weights of this model's size", found=f"{differences[0]}{more}", fix="use the --preset and --set model.* the weights were made with"
+            where,
+            expected="weights of this model's size",
+            found=f"{differences[0]}{more}",
+            fix="use the --preset and --set model.* the weights were made with",
         )
     module.load_state_dict(dict(weights))
 
@@ -92,7 +97,9 @@ def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, Phonem
     config = build(ModelConfig, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     inventory = PhonemeInventory.load(folder / "tokens.txt")
     if len(inventory) != config.vocab_size:
-        raise RecipeError(folder / "tokens.txt", expected=f"{config.vocab_size} symbols", found=len(inventory), fix="restore the folder's own tokens.txt")
+        raise RecipeError(
+            folder / "tokens.txt", expected=f"{config.vocab_size} symbols", found=len(inventory), fix="restore the folder's own tokens.txt"
+        )
     model = PhonemeModel(config)
     load_into(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return model.to(device).eval(), inventory
@@ -101,7 +108,9 @@ def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, Phonem
 def with_vocab_size(config: ModelConfig, inventory: PhonemeInventory) -> ModelConfig:
     """The config with the inventory's size filled in. Raises RecipeError when it names another size."""
     if config.vocab_size not in (0, len(inventory)):
-        raise RecipeError("model.vocab_size", expected=f"0 or {len(inventory)}, the size of tokens.txt", found=config.vocab_size, fix="remove the setting")
+        raise RecipeError(
+            "model.vocab_size", expected=f"0 or {len(inventory)}, the size of tokens.txt", found=config.vocab_size, fix="remove the setting"
+        )
     return replace(config, vocab_size=len(inventory))
 
 

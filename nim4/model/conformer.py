@@ -43,7 +43,7 @@ class ConformerState:
 
     Attributes:
         keys, values: one (B, H, left frames, D/H) float tensor per block, newest frame last; keys without positions.
-        conv: one (B, 2D, K // 2) float tensor per block, the convolution's last inputs; zeros at the start of a stream.
+        conv: one (B, conv_expansion D, K // 2) float tensor per block, the convolution's last inputs; zeros at the start of a stream.
         filled: (B,) int64, cached frames that are real, at most the left frames.
     """
 
@@ -153,7 +153,7 @@ class ChunkConvolution(nn.Module):
 
     def __init__(self, config: ConformerConfig):
         super().__init__()
-        width = 2 * config.dim
+        width = config.conv_expansion * config.dim
         self.reach = config.conv_kernel // 2
         self.norm = nn.LayerNorm(config.dim)
         self.expand = nn.Linear(config.dim, 2 * width)
@@ -163,11 +163,11 @@ class ChunkConvolution(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def gate(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, 2D, S), the input of the depthwise convolution."""
+        """(B, S, D) -> (B, E, S), E = conv_expansion D: the input of the depthwise convolution."""
         return F.glu(self.expand(self.norm(x)), dim=-1).transpose(1, 2)
 
     def finish(self, x: Tensor) -> Tensor:
-        """(B, 2D, S) from the depthwise convolution -> (B, S, D)."""
+        """(B, E, S) from the depthwise convolution -> (B, S, D)."""
         return self.dropout(self.reduce(F.silu(self.norm_out(x.transpose(1, 2)))))
 
     def forward(self, x: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
@@ -178,13 +178,13 @@ class ChunkConvolution(nn.Module):
             return self.finish(self.depthwise(F.pad(x, (self.reach, self.reach))))
         num_chunks = -(-num_frames // chunk_frames)
         x = F.pad(x, (self.reach, num_chunks * chunk_frames - num_frames))
-        windows = x.unfold(-1, self.reach + chunk_frames, chunk_frames)  # (B, 2D, chunks, reach + chunk)
+        windows = x.unfold(-1, self.reach + chunk_frames, chunk_frames)  # (B, E, chunks, reach + chunk)
         windows = F.pad(windows.transpose(1, 2).flatten(0, 1), (0, self.reach))
         y = self.depthwise(windows).unflatten(0, (-1, num_chunks)).transpose(1, 2).flatten(2)
         return self.finish(y[..., :num_frames])
 
     def forward_chunk(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """One chunk (B, C, D) after `cache` (B, 2D, K // 2) -> output (B, C, D) and the next cache."""
+        """One chunk (B, C, D) after `cache` (B, E, K // 2) -> output (B, C, D) and the next cache."""
         x = torch.cat([cache, self.gate(x)], dim=-1)
         return self.finish(self.depthwise(F.pad(x, (0, self.reach)))), x[..., x.shape[-1] - self.reach :]
 
@@ -255,13 +255,14 @@ class Conformer(nn.Module):
 
     def initial_state(self, batch_size: int, context: Context) -> ConformerState:
         """Empty caches for streams under `context`, which needs a chunk size and a limited left context."""
-        assert context.chunk_frames > 0 and context.left_chunks >= 0, context
+        assert context.chunk_frames > 0, context
+        assert context.left_chunks >= 0, context
         config, weight = self.config, self.subsampling.out.weight
         heads = (batch_size, config.num_heads, context.chunk_frames * context.left_chunks, config.dim // config.num_heads)
         return ConformerState(
             keys=[weight.new_zeros(heads) for _ in self.blocks],
             values=[weight.new_zeros(heads) for _ in self.blocks],
-            conv=[weight.new_zeros(batch_size, 2 * config.dim, config.conv_kernel // 2) for _ in self.blocks],
+            conv=[weight.new_zeros(batch_size, config.conv_expansion * config.dim, config.conv_kernel // 2) for _ in self.blocks],
             filled=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
         )
 
@@ -275,7 +276,8 @@ class Conformer(nn.Module):
         Returns:
             (B, C, D) encoder frames, and the caches for the next chunk.
         """
-        assert x.ndim == 3 and x.shape[1] % SUBSAMPLING == LOOKAHEAD_FRAMES, x.shape
+        assert x.ndim == 3, x.shape
+        assert x.shape[1] % SUBSAMPLING == LOOKAHEAD_FRAMES, x.shape
         x = self.subsampling(x)
         num_frames, left = x.shape[1], state.keys[0].shape[2]
         cached = torch.arange(left, device=x.device) >= left - state.filled[:, None]  # (B, left)

@@ -51,6 +51,11 @@ def align(ref: Sequence[str], hyp: Sequence[str]) -> Pairs:
     return tuple(kaldialign.align(ref, hyp, GAP))
 
 
+def edit_distance(ref: Sequence[int], hyp: Sequence[int]) -> int:
+    """Least number of insertions, deletions and substitutions between two sequences of ids."""
+    return kaldialign.edit_distance(ref, hyp)["total"]
+
+
 def units_of(metric: str, *, phones: str, text: str) -> list[str]:
     """The units that `metric` counts, after profile `plain` where they come from text.
 

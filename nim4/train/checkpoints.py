@@ -49,4 +49,6 @@ class Checkpoints:
         try:
             optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
-            raise RecipeError(path, expected="the optimiser state of this run", found=error, fix=f"remove {checkpoint} to resume from the one before") from error
+            raise RecipeError(
+                path, expected="the optimiser state of this run", found=error, fix=f"remove {checkpoint} to resume from the one before"
+            ) from error

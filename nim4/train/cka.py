@@ -47,7 +47,14 @@ class PooledCka:
         x, y = x.double(), y.double()
         for (a_name, a), (b_name, b) in ((("x", x), ("x", x)), (("x", x), ("y", y)), (("y", y), ("y", y))):
             a_diagonal, b_diagonal = a.square().sum(1), b.square().sum(1)
-            pieces = {"cross": a.T @ b, "a": a.sum(0), "b": b.sum(0), "a_by_b": b_diagonal @ a, "b_by_a": a_diagonal @ b, "diagonals": a_diagonal @ b_diagonal}
+            pieces = {
+                "cross": a.T @ b,
+                "a": a.sum(0),
+                "b": b.sum(0),
+                "a_by_b": b_diagonal @ a,
+                "b_by_a": a_diagonal @ b,
+                "diagonals": a_diagonal @ b_diagonal,
+            }
             for name, piece in (pieces | {"a_trace": a_diagonal.sum(), "b_trace": b_diagonal.sum()}).items():
                 key = f"{a_name}{b_name}.{name}"
                 self._sums[key] = self._sums[key] + piece if key in self._sums else piece
@@ -174,7 +181,9 @@ class CkaMonitor:
             save_weights(self._features_path(step), {"frames": frames, "best": best})
         self._write([*read_registry(self._registry), row])
         told = "first reference" if cka is None else f"CKA {cka:.4f}, CTC agreement {agreement:.3f}"
-        log.info("step %d: %s%s%s", step, told, ", trigger: new reference" if trigger and cka is not None else "", ", final snapshot" if final else "")
+        log.info(
+            "step %d: %s%s%s", step, told, ", trigger: new reference" if trigger and cka is not None else "", ", final snapshot" if final else ""
+        )
 
     def _features(self) -> tuple[Tensor, Tensor]:
         """Valid encoder frames (N, D) float32 and their best phonemes (N,), under full context and without dropout."""

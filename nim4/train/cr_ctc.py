@@ -8,7 +8,6 @@ the consistency term can pull an untrained model towards blanks only. Validation
 import math
 from collections.abc import Callable, Iterable
 
-import kaldialign
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from nim4.config import TrainConfig
 from nim4.corpus.batch import Batch
 from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, consistency_loss, ctc_loss, greedy_search
+from nim4.score.error_rate import edit_distance
 from nim4.train.augment import draw_context, freq_warp, mask, time_warp
 from nim4.train.loop import Draw
 
@@ -74,7 +74,7 @@ def validate(model: PhonemeModel, batches: Iterable[Batch], device: torch.device
             encoded, lens = model.encoder(model.normalise(batch.x), batch.x_lens, context)
             log_probs = model.head(encoded)
             hyps = greedy_search(log_probs, lens)
-            errors[context] += sum(kaldialign.edit_distance(ref, hyp)["total"] for ref, hyp in zip(refs, hyps, strict=True))
+            errors[context] += sum(edit_distance(ref, hyp) for ref, hyp in zip(refs, hyps, strict=True))
             if context == FULL_CONTEXT:
                 valid = valid_mask(lens, encoded.shape[1])
                 blanks += float((log_probs.argmax(-1)[valid] == BLANK).sum())

@@ -64,7 +64,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
 
 
 def _generator(*key: int) -> Generator:
@@ -217,7 +217,15 @@ class Trainer:
         row["audio_s_per_s"] = frames / 100 / max(seconds, 1e-9)
         self._write(row, "train", writer, epoch=epoch)
         losses = ", ".join(f"{name} {row[name]:.4f}" for name in sums)
-        log.info("step %d of %d, epoch %d: %s, rate %.2e, %.0f s of audio per s", self.step, self.config.max_steps, epoch, losses, row["lr"], row["audio_s_per_s"])
+        log.info(
+            "step %d of %d, epoch %d: %s, rate %.2e, %.0f s of audio per s",
+            self.step,
+            self.config.max_steps,
+            epoch,
+            losses,
+            row["lr"],
+            row["audio_s_per_s"],
+        )
 
     def _sum_device(self) -> torch.device:
         return self.processes.device if self.processes.device.type == "cuda" else torch.device("cpu")
@@ -249,7 +257,12 @@ class Trainer:
 
     def _save(self) -> None:
         if self.processes.is_main:
-            state = {"step": self.step, "place": self._place, "best": self._best if math.isfinite(self._best) else None, "nonfinite": self._nonfinite_in_row}
+            state = {
+                "step": self.step,
+                "place": self._place,
+                "best": self._best if math.isfinite(self._best) else None,
+                "nonfinite": self._nonfinite_in_row,
+            }
             self.checkpoints.save(self.step, self.model.state_dict(), self.optimizer, state)
 
     def _resume(self) -> None:
