@@ -1,18 +1,14 @@
 #!/usr/bin/env python3
-"""Speed of the features: hours of audio per second, ours beside lhotse and kaldi-native-fbank, in one run on one thread.
+"""Speed of the features: hours of audio per second, ours beside lhotse and kaldi-native-fbank, in one run.
 
 The ways take turns on the same audio, in rounds, and each round begins with another way; the table gives the median of the rounds and
 the ratio to ours. Audio is noise of 2 to 15 s (seed 0), or the files below --wav. Before timing, every way must agree with ours.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
@@ -20,9 +16,11 @@ import lhotse
 import numpy as np
 import soundfile
 import torch
+from common import SEED, median_ratio, parser_for, publish, take_turns
 
+import nim4.stage
+from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, Fbank, KaldiFbank, StreamingFbank
-from nim4.stage import git_commit
 
 PUSH_SAMPLES = 10_240  # 640 ms, the deployed chunk
 BATCH = 16
@@ -30,18 +28,16 @@ BATCH = 16
 Way = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def build_parser():
+    parser = parser_for(__doc__, rounds=7)
     parser.add_argument("--minutes", type=float, default=10.0, help="audio per round, in minutes")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds")
     parser.add_argument("--wav", type=Path, help="folder with 16 kHz audio files to use instead of noise")
-    parser.add_argument("--record", type=Path, help="file to which one JSON line with the result is added")
     return parser
 
 
 def read_audio(folder: Path | None, minutes: float) -> list[np.ndarray]:
     """(N,) float32 signals, `minutes` long in all."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(SEED)
     files = iter(sorted(path for path in folder.rglob("*") if path.suffix in (".wav", ".flac", ".opus")) if folder else [])
     signals, left = [], round(minutes * 60 * SAMPLING_RATE_HZ)
     while left > 0:
@@ -50,14 +46,14 @@ def read_audio(folder: Path | None, minutes: float) -> list[np.ndarray]:
         elif (path := next(files, None)) is not None:
             signal, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
             if rate_hz != SAMPLING_RATE_HZ:
-                sys.exit(f"{path}: expected {SAMPLING_RATE_HZ} Hz, found {rate_hz} Hz. Fix: give a folder of 16 kHz audio")
+                raise RecipeError(path, expected=f"{SAMPLING_RATE_HZ} Hz", found=f"{rate_hz} Hz", fix="give a folder of 16 kHz audio")
             signal = np.ascontiguousarray(signal[:, 0])
         else:
             break
         signals.append(signal[:left])
         left -= len(signal)
     if not signals:
-        sys.exit(f"{folder}: expected audio files, found none. Fix: correct --wav")
+        raise RecipeError(folder or "--minutes", expected="some audio", found="none", fix="correct --wav or --minutes")
     return signals
 
 
@@ -100,40 +96,31 @@ def differences(functions: dict[str, Way], signals: list[np.ndarray]) -> dict[st
         pairs = [(a[: len(b) - 2], b[:-2]) if "batches" in name else (a, b) for a, b in zip(found, expected, strict=True)]
         largest[name] = max(float(np.abs(a - b).max()) for a, b in pairs)
         if largest[name] > 1e-2:
-            sys.exit(f"{name}: expected the frames of ours, found a difference of {largest[name]:.2g}. Fix: compare the settings")
+            raise RecipeError(name, expected="the frames of ours", found=f"a difference of {largest[name]:.2g}", fix="compare the settings")
     return largest
 
 
 def main() -> None:
     args = build_parser().parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     signals = read_audio(args.wav, args.minutes)
     hours = sum(map(len, signals)) / SAMPLING_RATE_HZ / 3600
     functions = ways()
     largest = differences(functions, signals[:32])
-    names = list(functions)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(args.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            start_s = time.perf_counter()
-            functions[name](signals)
-            seconds[name].append(time.perf_counter() - start_s)
-        print(f"\rround {number + 1} of {args.rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    speed = {name: hours / statistics.median(times) for name, times in seconds.items()}
-    ratio = {name: statistics.median(a / b for a, b in zip(seconds[names[0]], seconds[name], strict=True)) for name in names}
-    print(f"{'':38} {'h of audio / s':>14} {'speed : ours':>13} {'largest difference':>19}")
-    for name in names:
-        print(f"{name:38} {speed[name]:14.3f} {ratio[name]:13.2f} {largest[name]:19.1e}")
-    hardware = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}"
-    print(f"{len(signals)} signals, {hours * 60:.1f} min, {args.rounds} rounds, commit {git_commit()}, {hardware}")
-    if args.record:
-        result = {name: {"hours_per_s": round(speed[name], 4), "speed_to_ours": round(ratio[name], 3)} for name in names}
-        data = {"signals": len(signals), "minutes": round(hours * 60, 2), "source": "files" if args.wav else "noise, seed 0"}
-        row = {"benchmark": "fbank", "command": " ".join(["benchmarks/fbank.py", *sys.argv[1:]]), "commit": git_commit(), "data": data}
-        with open(args.record, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "rounds": args.rounds, "hardware": hardware, "result": result}, ensure_ascii=False) + "\n")
+    seconds = take_turns({name: partial(function, signals) for name, function in functions.items()}, args.rounds)
+    first = seconds[next(iter(functions))]
+    rows = [
+        {
+            "way": name,
+            "audio_h_per_s": hours / statistics.median(times),
+            "speed_to_ours": median_ratio(first, times),
+            "largest_difference": largest[name],
+        }
+        for name, times in seconds.items()
+    ]
+    source = f"files of {args.wav}" if args.wav else "noise"
+    publish(args, __doc__.split("\n")[0], f"{len(signals)} signals, {hours * 60:.1f} min, {source}", rows)
 
 
 if __name__ == "__main__":
-    main()
+    nim4.stage.run(main, "bench")

@@ -13,6 +13,7 @@ goes on; an empty split, or more than half of a split left out, ends it.
 
 import argparse
 import importlib.util
+import inspect
 import logging
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 from nim4 import stage
 from nim4.config import RecipeError, nearest
 from nim4.corpus import download, manifest
+from nim4.corpus.table import spread
 
 log = logging.getLogger("nim4")
 
@@ -101,9 +103,10 @@ def main() -> None:
         return
     fetch_if_asked(recipe, args)
     work = output.begin()
-    splits, problems = manifest.validate(recipe.prepare(args.source, work / "audio"))
+    makes_audio = "limit" in inspect.signature(recipe.prepare).parameters
+    splits, problems = manifest.validate(recipe.prepare(args.source, work / "audio", *([args.limit] if makes_audio else [])))
     if args.limit:
-        splits = {split: manifest.spread(cuts, args.limit) for split, cuts in splits.items()}
+        splits = {split: spread(list(cuts), args.limit) for split, cuts in splits.items()}
     for split, cuts in splits.items():
         manifest.save_cuts(cuts, work / f"{split}{manifest.SUFFIX}")
     report = {"corpus": args.corpus, "archives": download.unpacked_archives(args.source), **manifest.report(splits, problems)}

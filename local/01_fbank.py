@@ -59,7 +59,7 @@ def workers(jobs: int, address: str) -> Iterator[Executor | None]:
             check_cluster(client)
             yield pool
     elif jobs > 1:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:  # spawn would import torch again in each
             yield pool
     else:
         yield None

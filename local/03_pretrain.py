@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 import torch
 
 from nim4 import stage
-from nim4.config import PretrainConfig, as_dict, load, read_yaml
+from nim4.config import PretrainConfig, RecipeError, as_dict, load, read_yaml
 from nim4.corpus.batch import TrainBatches, eval_batches, parse_sources
 from nim4.corpus.feats import Cmvn
 from nim4.corpus.manifest import load_cuts
@@ -36,7 +36,7 @@ UNRECORDED = ("num_workers", "log_every")  # settings that cannot change the res
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--units", type=Path, required=True, help="folder of stage 2: manifests with phonemes, tokens.txt")
-    parser.add_argument("--cmvn", required=True, help="cmvn.json of stage 1; several, separated by blanks, are merged")
+    parser.add_argument("--cmvn", type=Path, nargs="+", required=True, help="cmvn.json of stage 1; several are merged")
     parser.add_argument("--train", required=True, help="training splits, e.g. 'train' or 'aishell:train librispeech:train-clean-100=0.3'")
     parser.add_argument("--valid", required=True, help="validation splits")
     parser.add_argument("--model-config", type=Path, required=True, help="local/conf/model/*.yaml")
@@ -50,29 +50,49 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    values = {"model": read_yaml(args.model_config), **read_yaml(args.train_config).get("pretrain", {})}
+    values = {"model": read_yaml(args.model_config), **read_section(args.train_config, "pretrain")}
     config = load(PretrainConfig, values, args.set, f"{args.model_config} + {args.train_config}")
     inventory = PhonemeInventory.load(args.units / "tokens.txt")
     config = dataclasses.replace(config, model=with_vocab_size(config.model, inventory))
     sources = parse_sources(args.train, args.units)
     valid_sources = parse_sources(args.valid, args.units)
-    cmvn_files = [Path(name) for name in args.cmvn.split()]
+    if "=" in args.valid:
+        raise RecipeError("--valid", expected="splits without weights", found=args.valid, fix="remove the = and what follows it")
+    if args.init:
+        check_same_tokens(args.init, inventory)
     recorded = as_dict(config)
     for name in UNRECORDED:
         recorded["train"].pop(name)
     output = stage.StageOutput(
         args.out,
         config={**recorded, "train_splits": args.train, "valid_splits": args.valid},
-        inputs=[source.path for source in sources + valid_sources] + cmvn_files + [args.units / "tokens.txt"] + ([args.init] if args.init else []),
+        inputs=[source.path for source in sources + valid_sources] + args.cmvn + [args.units / "tokens.txt"] + ([args.init] if args.init else []),
     )
     with processes(args.device) as peers:
         if output.is_done():
             return
         work = output.begin(resume=True) if peers.is_main else output.work
         peers.barrier()
-        facts = pretrain(config, args, inventory, sources, valid_sources, Cmvn.merge([Cmvn.load(path) for path in cmvn_files]), work, peers)
+        facts = pretrain(config, args, inventory, sources, valid_sources, Cmvn.merge([Cmvn.load(path) for path in args.cmvn]), work, peers)
         if peers.is_main:
             output.finish(**facts)
+            shutil.rmtree(args.out / "checkpoints")  # only now: a run killed before this line still resumes
+
+
+def read_section(path: Path, name: str) -> dict:
+    """One section of a YAML file. Raises RecipeError when it is missing: defaults in its place would be another training."""
+    section = read_yaml(path).get(name)
+    if not isinstance(section, dict):
+        raise RecipeError(f"{path}: {name}", expected="a group of settings", found=repr(section), fix="see the files in local/conf/train/")
+    return section
+
+
+def check_same_tokens(init: Path, inventory: PhonemeInventory) -> None:
+    """Raises RecipeError when the head of the model in `init` writes other symbols: their number may agree by chance."""
+    if (init / WEIGHTS).is_file() and PhonemeInventory.load(init / "tokens.txt").tokens != inventory.tokens:
+        raise RecipeError(
+            init / "tokens.txt", expected="the symbols of --units", found="others", fix="start from a model with the same phoneme inventory"
+        )
 
 
 def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, sources, valid_sources, cmvn: Cmvn, work: Path, peers: Processes) -> dict:
@@ -82,7 +102,7 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
     model.set_normalisation(cmvn.mean, cmvn.std)
     if args.init:
         load_into(model, read_weights(args.init / WEIGHTS), args.init / WEIGHTS)
-        log.info("weights from %s", args.init)
+        log.info("weights and feature normalisation from %s", args.init)
     model.to(peers.device)
     valid_cuts = [cut for source in valid_sources for cut in load_cuts(source.path)]
     batches = TrainBatches(
@@ -126,7 +146,6 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
     plot_registry(work / "registry.jsonl", config.cka.threshold, work / "cka.png")
     triggers = sum(row.trigger for row in read_registry(work / "registry.jsonl"))
     log.info("snapshot registry: %d of %d checks fired", triggers, len(read_registry(work / "registry.jsonl")))
-    shutil.rmtree(work / "checkpoints")
     return {"step": trainer.step, "parameters": sum(p.numel() for p in model.parameters()), "valid": numbers, "triggers": triggers}
 
 

@@ -54,6 +54,10 @@ def main() -> None:
     args = build_parser().parse_args()
     configs = {name: read_decode_config(name) for name in args.configs.split()}
     sets = args.test.split()
+    if not configs:
+        raise RecipeError("--configs", expected="at least one decode config", found="none", fix="for example --configs ctc_greedy")
+    if not sets:
+        raise RecipeError("--test", expected="at least one test set", found="none", fix="for example --test test")
     closed = check_closed(args.closed.split(), sets, args.lexicon)
     device = pick_device(args.device)
     model, inventory = load_model(args.model, device)
@@ -82,6 +86,8 @@ def read_decode_config(name: str) -> DecodeConfig:
         raise RecipeError(f"{path}: method", expected="ctc_greedy", found=config.method, fix="correct the file")
     if config.chunk_ms % ENCODER_FRAME_MS or config.chunk_ms <= 0:
         raise RecipeError(f"{path}: chunk_ms", expected=f"a multiple of {ENCODER_FRAME_MS}", found=config.chunk_ms, fix="for example 640")
+    if config.left_context_chunks < 0:
+        raise RecipeError(f"{path}: left_context_chunks", expected="0 or more", found=config.left_context_chunks, fix="for example 4")
     return config
 
 

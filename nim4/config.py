@@ -36,6 +36,10 @@ class RecipeError(Exception):
     def __init__(self, where: object, *, expected: str, found: object, fix: str):
         super().__init__(f"{where}: expected {expected}, found {found}. Fix: {fix}")
 
+    def __reduce__(self) -> tuple:
+        """The message alone travels from a worker process; an exception that cannot be rebuilt there would hide it."""
+        return RecipeError.__new__, (RecipeError, *self.args)
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The known name most like `name`, for error messages; all of them when none is near."""
@@ -88,6 +92,8 @@ class AugmentConfig:
     """Time warp and masks; the defaults are those of CR-CTC (arXiv 2410.05101, section 4)."""
 
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
+    noise_prob: float = 0.0  # share of utterances that get stationary noise, in the features
+    noise_snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the signal-to-noise ratio (paper, section 4: N(10, 5) dB)
     freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
     num_freq_masks: int = 2
     max_freq_mask_bins: int = 27

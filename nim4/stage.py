@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +40,25 @@ def run(main: Callable[[], None], stage: str) -> None:
     except RecipeError as error:
         log.error("%s", " ".join(str(error).split()))
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        full = _disk_error(error)
+        if full is None:
             raise
-        log.error("%s: expected room on the disk, found it full. Fix: free some space and run the same command again", error.filename or "output")
+        where, found = full.filename or "output", "files limited in size" if full.errno == errno.EFBIG else "it full"
+        log.error("%s: expected room on the disk, found %s. Fix: free some space and run the same command again", where, found)
         sys.exit(2)
     except KeyboardInterrupt:
         log.error("interrupted: run the same command again to go on")
         sys.exit(130)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The full disk, quota or file size limit behind an error; libraries wrap it in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def git_commit() -> str:
@@ -187,7 +199,10 @@ def _input_hash(path: Path) -> str:
     """Content hash; of a done.json, what made it, so that a rebuild from the same inputs counts as the same."""
     record = _read_record(path) if path.name == "done.json" else None
     if record is None:
-        return file_hash(path)
+        try:
+            return file_hash(path)
+        except (OSError, EOFError, zlib.error) as error:
+            raise RecipeError(path, expected="a readable file", found=error, fix="run the stage that makes it again") from error
     return hashlib.sha256(json.dumps(record.get("made_from"), sort_keys=True).encode()).hexdigest()
 
 

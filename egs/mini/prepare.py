@@ -4,18 +4,14 @@ Speakers never cross splits in the phrases: 18 train, 2 are for validation, 6 fo
 """
 
 import csv
-import functools
 import itertools
 import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import soundfile
-
 from nim4.corpus.download import unpack
-from nim4.corpus.table import Row
+from nim4.corpus.table import Row, need, spread
 
 sys.path.insert(0, str(Path(__file__).parent))
 import compose
@@ -25,11 +21,12 @@ SEED = 20260
 WORDS_IN_JOIN = (2, 7)
 
 
-def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
-    """The splits of egs/mini. `source` holds one archive and one table per origin; phrases are joined into `work`."""
+def prepare(source: Path, work: Path, limit: int) -> dict[str, list[Row]]:
+    """The splits of egs/mini. `source` holds one archive and one table per origin; phrases are joined into `work`, those within `limit` only."""
     for archive in source.glob("*.tar"):
         unpack(archive, work / archive.stem)
     splits = {f"{split}_{name}": [] for split, name in itertools.product(("train", "dev", "test"), ("grammar", "joins"))}
+    phrases: dict[Path, compose.Phrase] = {}
     recordings = list(_table(source / "dspspeech20.tsv"))
     grammar = compose.read_grammar(Path(__file__).parent / "grammar.txt")
     for speaker in sorted({row["speaker"] for row in recordings}):
@@ -47,8 +44,8 @@ def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
             rng = random.Random(f"{SEED} {speaker} {name}")
             for number in range(PHRASES[split]):
                 text = compose.draw_phrase(grammar, rng) if name == "grammar" else _random_join(sorted(takes), rng)
-                path = work / "phrases" / f"{speaker}-{name}-{number:03d}.flac"
-                _record(path, [rng.choice(takes[word]) for word in compose.words_of(text)], rng)
+                path = work / "phrases" / f"{speaker}-{name}-{number:03d}.wav"
+                phrases[path] = compose.draw_takes(speaker, compose.words_of(text), takes, rng)
                 splits[f"{split}_{name}"].append(Row(path.stem, path, text, speaker, "zh-en"))
     splits["train_phrases"] = splits.pop("train_grammar") + splits.pop("train_joins")
     splits["dev"] = splits.pop("dev_grammar") + splits.pop("dev_joins")
@@ -56,24 +53,17 @@ def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
         for row in _table(source / f"{origin}.tsv"):
             audio = work / origin / f"{row['utt_id']}.opus"
             splits.setdefault(f"{row['split']}_{name}", []).append(Row(row["utt_id"], audio, row["text"], row["speaker"], row["language"]))
+    if limit:
+        splits = {split: spread(rows, limit) for split, rows in splits.items()}
+    wanted = {row.audio for rows in splits.values() for row in rows}
+    compose.record({path: phrase for path, phrase in phrases.items() if path in wanted})
     return splits
 
 
 def _table(path: Path) -> Iterator[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(need(path, "give the folder egs/mini/audio as --source"), encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file, delimiter="\t")
 
 
 def _random_join(words: list[str], rng: random.Random) -> str:
     return compose.join_words([rng.choice(words) for _ in range(rng.randint(*WORDS_IN_JOIN))])
-
-
-def _record(path: Path, takes: list[Path], rng: random.Random) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = compose.join_audio([_take(take) for take in takes], rng)
-    soundfile.write(path, samples, compose.SAMPLE_RATE_HZ, subtype="PCM_16")
-
-
-@functools.lru_cache(maxsize=100)  # one speaker's takes
-def _take(path: Path) -> np.ndarray:
-    return compose.trim(soundfile.read(path, dtype="float32")[0])

@@ -69,7 +69,8 @@ def collate(cuts: Sequence[MonoCut], inventory: PhonemeInventory) -> Batch:
         try:
             features.append(torch.from_numpy(cut.load_features()))
         except Exception as error:  # the storage backends raise their own kinds; the id is what a user needs
-            raise RecipeError(f"features of {cut.id}", expected="readable features", found=repr(error), fix="run stage 1 again") from error
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"  # lhotse adds the whole cut in further lines
+            raise RecipeError(f"features of {cut.id}", expected="readable features", found=reason, fix="run stage 1 again") from error
     phones = [torch.tensor(inventory.encode(phones_of(cut)), dtype=torch.int64) for cut in cuts]
     return Batch(
         ids=[cut.id for cut in cuts],
@@ -81,13 +82,19 @@ def collate(cuts: Sequence[MonoCut], inventory: PhonemeInventory) -> Batch:
 
 
 class _Collated(Dataset):
-    """Turns the sampler's lists of cuts into batches, in the data workers."""
+    """Turns the sampler's lists of cuts into batches, in the data workers.
+
+    A RecipeError is returned rather than raised: a data worker would wrap it in a traceback.
+    """
 
     def __init__(self, inventory: PhonemeInventory):
         self.inventory = inventory
 
-    def __getitem__(self, cuts: CutSet) -> Batch:
-        return collate(list(cuts), self.inventory)
+    def __getitem__(self, cuts: CutSet) -> Batch | RecipeError:
+        try:
+            return collate(list(cuts), self.inventory)
+        except RecipeError as error:
+            return error
 
 
 @dataclass(frozen=True)
@@ -105,16 +112,21 @@ def parse_sources(specification: str, default_folder: Path) -> list[Source]:
     """
     sources = []
     for item in specification.split():
-        name, _, weight_text = item.partition("=")
-        corpus, _, split = name.rpartition(":")
+        name, equals, weight_text = item.partition("=")
+        corpus, colon, split = name.rpartition(":")
+        if not split or (colon and not corpus):
+            raise RecipeError(f"--train {item}", expected="split or corpus:split", found=repr(name), fix="for example librispeech:train-clean-100")
         folder = default_folder.parent.parent / corpus / default_folder.name if corpus else default_folder
         try:
-            weight = float(weight_text) if weight_text else 1.0
+            weight = float(weight_text) if equals else 1.0
         except ValueError:
             weight = math.nan
-        if not weight > 0:
+        if not 0 < weight < math.inf:
             raise RecipeError(
-                f"--train {item}", expected="a positive weight after =", found=weight_text, fix="for example librispeech:train-clean-100=0.3"
+                f"--train {item}",
+                expected="a positive weight after =",
+                found=weight_text or "none",
+                fix="for example librispeech:train-clean-100=0.3",
             )
         sources.append(Source(folder / f"{split}.jsonl.gz", weight))
     if not sources:
@@ -198,7 +210,7 @@ class TrainBatches:
         """Yields (epoch, step within the epoch, micro-batches) for ever, from the given place on.
 
         Raises:
-            RecipeError: if an epoch has not a single whole step.
+            RecipeError: if an epoch has not a single whole step, or features cannot be read.
         """
         while True:
             loader = DataLoader(
@@ -210,6 +222,8 @@ class TrainBatches:
             )
             step, micro_batches = first_step, []
             for batch in loader:
+                if isinstance(batch, RecipeError):
+                    raise batch
                 micro_batches.append(batch)
                 if len(micro_batches) == self._accum:
                     yield epoch, step, micro_batches

@@ -287,15 +287,7 @@ def _refuse_bad_split(split: str, num_kept: int, problems: Sequence[Problem]) ->
         raise RecipeError(f"split {split!r}", expected=f"at most {MAX_LEFT_OUT:.0%} of the utterances with problems", found=found, fix=fix)
 
 
-def spread(cuts: CutSet, limit: int) -> CutSet:
-    """At most `limit` cuts, spread evenly over the set, so that many speakers stay; always the same ones."""
-    items = list(cuts)
-    if limit >= len(items):
-        return cuts
-    return CutSet.from_cuts(items[i * len(items) // limit] for i in range(limit))
-
-
-def report(splits: Mapping[str, CutSet], problems: Sequence[Problem]) -> dict[str, Any]:
+def report(splits: Mapping[str, Iterable[MonoCut]], problems: Sequence[Problem]) -> dict[str, Any]:
     """Counts per split and reason, and every problem, as report.json keeps them."""
     counts = {}
     for split, cuts in splits.items():

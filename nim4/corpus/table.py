@@ -1,10 +1,13 @@
 """What most corpora share: a file of transcripts, a tree of audio files, and ids that tie the two together. No audio is read here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nim4.config import RecipeError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,10 @@ def match(transcripts: Iterable[tuple[str, str]], audio: Iterable[Path], speaker
         rows += [Row(path.stem, path, text, speaker_of(path.stem), language) for text in texts.get(path.stem, [None])]
     silent = [(utterance_id, text) for utterance_id, found in texts.items() for text in found if utterance_id not in heard]
     return rows + [Row(utterance_id, None, text, speaker_of(utterance_id), language) for utterance_id, text in silent]
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` items, spread evenly, so that many speakers stay; always the same ones."""
+    if limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]

@@ -28,6 +28,8 @@ def offline_log_probs(model: PhonemeModel, recordings: Sequence[np.ndarray]) -> 
     """
     fbank = Fbank()
     features = [torch.from_numpy(fbank.extract(samples)) for samples in recordings]
+    if not any(map(len, features)):
+        return [np.zeros((0, model.config.vocab_size), np.float32) for _ in features]
     x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(model.mean.device)
     log_probs, lens = model(x, torch.tensor([len(f) for f in features], device=x.device))
     return [row[:length].cpu().numpy() for row, length in zip(log_probs, lens.tolist(), strict=True)]

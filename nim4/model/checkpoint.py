@@ -3,7 +3,6 @@
 A model folder holds model.safetensors, config.yaml and tokens.txt, and decoding needs nothing else.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nim4.config import ModelConfig, RecipeError, as_dict, build, read_yaml
@@ -24,14 +23,9 @@ WEIGHTS = "model.safetensors"
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Named tensors as safetensors; the file appears only when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    with atomic_write(path, "wb") as file:
+        file.write(content)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nim4.config import ConformerConfig
+from nim4.config import ConformerConfig, RecipeError
 
 SUBSAMPLING = 4  # feature frames per encoder frame
 LOOKAHEAD_FRAMES = 3  # feature frames the last encoder frame of a chunk sees beyond its own four
@@ -81,6 +81,19 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def check_shape(config: ConformerConfig) -> None:
+    """Raises RecipeError for a shape that no Conformer can have."""
+    rules = {
+        "num_blocks": (config.num_blocks >= 1, "at least 1"),
+        "num_heads": (config.num_heads >= 1 and config.dim % (2 * config.num_heads) == 0, f"a divisor of dim / 2 = {config.dim / 2:g}"),
+        "conv_kernel": (config.conv_kernel >= 1 and config.conv_kernel % 2 == 1, "an odd number"),
+        "dropout": (0 <= config.dropout < 1, "a share from 0 to below 1"),
+    }
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise RecipeError(f"model.encoder.{name}", expected=expected, found=getattr(config, name), fix="correct the model config or --set")
 
 
 class Subsampling(nn.Module):
@@ -224,6 +237,7 @@ class Conformer(nn.Module):
     """The streaming encoder: log-Mel features at 100 Hz in, frames of width D at 25 Hz out."""
 
     def __init__(self, config: ConformerConfig):
+        check_shape(config)
         super().__init__()
         self.config = config
         self.subsampling = Subsampling(config)

@@ -1,6 +1,7 @@
 """Checkpoints a training run resumes from: weights, optimiser state and place in the data, each folder whole or absent."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nim4.config import RecipeError
 from nim4.model.checkpoint import WEIGHTS, save_weights
-from nim4.stage import write_json
+from nim4.stage import atomic_write, write_json
 
 
 class Checkpoints:
@@ -37,7 +38,8 @@ class Checkpoints:
             if stale.exists():
                 shutil.rmtree(stale)
         save_weights(work / WEIGHTS, weights)
-        torch.save(optimizer.state_dict(), work / "optimizer.pt")
+        with atomic_write(work / "optimizer.pt", "wb") as file:
+            torch.save(optimizer.state_dict(), file)
         write_json(work / "trainer.json", dict(state))
         os.replace(work, path)
         for old in self.all()[: -self.keep_last]:
@@ -48,7 +50,7 @@ class Checkpoints:
         path = checkpoint / "optimizer.pt"
         try:
             optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-        except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise RecipeError(
                 path, expected="the optimiser state of this run", found=error, fix=f"remove {checkpoint} to resume from the one before"
             ) from error

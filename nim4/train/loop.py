@@ -21,11 +21,15 @@ from torch.utils.tensorboard import SummaryWriter
 from nim4.config import OptimConfig, RecipeError
 from nim4.corpus.batch import Batch, TrainBatches
 from nim4.model.checkpoint import WEIGHTS, average_weights, count_parameters, load_into, read_weights, save_weights
-from nim4.stage import atomic_write, read_json, read_jsonl, write_json
+from nim4.stage import atomic_write, read_json, write_json
 from nim4.train.checkpoints import Checkpoints
 from nim4.train.distributed import Processes
 
 log = logging.getLogger("nim4")
+
+
+# settings that count something there must be at least one of
+COUNTS = ("max_steps", "accum", "num_buckets", "log_every", "valid_every", "save_every", "keep_last", "average_last", "max_nonfinite_in_row")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ class Trainer:
     ):
         if config.precision not in ("fp32", "bf16"):
             raise RecipeError("train.precision", expected="fp32 or bf16", found=config.precision, fix="--set train.precision=bf16")
+        for name in COUNTS:
+            if getattr(config, name) < 1:
+                raise RecipeError(f"train.{name}", expected="at least 1", found=getattr(config, name), fix=f"--set train.{name}=1, or more")
         self.model, self.loss, self.batches, self.config, self.work = model, loss, batches, config, work
         self.processes, self.evaluate, self.after_step, self.on_resume = processes, evaluate, after_step, on_resume
         self.optimizer = make_optimizer(model, config)
@@ -112,15 +119,15 @@ class Trainer:
         self._place = (0, 0)  # epoch, step within the epoch: the next batch to use
         self._nonfinite_in_row = 0
         self._best = math.inf
+        self._sums: dict[str, float] = {}  # of the steps since the last row in metrics.jsonl
 
     def run(self) -> dict[str, float]:
         """Trains to the end; `model` then holds the final weights. Returns the final validation numbers."""
         self._resume()
         parallel = DistributedDataParallel(self.model) if self.processes.world_size > 1 else self.model
         parallel.train()
-        writer = SummaryWriter(str(self.work / "tensorboard"), purge_step=self.step) if self.processes.is_main else None
+        writer = SummaryWriter(str(self.work / "tensorboard"), purge_step=self.step + 1) if self.processes.is_main else None
         log.info("training from step %d to %d, %s trainable parameters", self.step, self.config.max_steps, count_parameters(self._trainable()))
-        sums: dict[str, float] = {}
         started_s = time.monotonic()
         steps = self.batches.steps(*self._place)
         while self.step < self.config.max_steps:
@@ -129,10 +136,10 @@ class Trainer:
             self.step += 1
             self._place = (epoch, step_in_epoch + 1)
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
+                self._sums[name] = self._sums.get(name, 0.0) + value
             if self.step % self.config.log_every == 0 or self.step == self.config.max_steps:
-                self._log_training(sums, epoch, time.monotonic() - started_s, writer)
-                sums, started_s = {}, time.monotonic()
+                self._log_training(epoch, time.monotonic() - started_s, writer)
+                started_s = time.monotonic()
             if self.processes.is_main:
                 self.after_step(self.step)
                 if self.step % self.config.valid_every == 0 or self.step == self.config.max_steps:
@@ -203,14 +210,20 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------------- logging and validation
 
-    def _log_training(self, sums: dict[str, float], epoch: int, seconds: float, writer: SummaryWriter | None) -> None:
-        names = sorted(sums)
-        totals = self.processes.sum(torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self._sum_device()))
-        sums = dict(zip(names, totals.tolist(), strict=True))
+    def _gather_sums(self) -> None:
+        """Moves the sums of all processes to the main one."""
+        names = sorted(self._sums)
+        if names:
+            totals = self.processes.sum(torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self._sum_device()))
+            self._sums = dict(zip(names, totals.tolist() if self.processes.is_main else [0.0] * len(names), strict=True))
+
+    def _log_training(self, epoch: int, seconds: float, writer: SummaryWriter | None) -> None:
+        self._gather_sums()
+        sums, self._sums = self._sums, {}
         if not self.processes.is_main:
             return
         frames, steps = sums.pop("frames", 0.0), sums.pop("steps", 0.0)
-        row: dict[str, float] = {"lr": learning_rate(self.step - 1, self.config), "skipped": sums.pop("skipped", 0.0)}
+        row: dict[str, float] = {"lr": learning_rate(self.step - 1, self.config), "skipped": sums.pop("skipped", 0.0) / self.processes.world_size}
         row["grad_norm"] = sums.pop("grad_norm", 0.0) / max(steps, 1.0)
         row["padding_share"] = 1.0 - frames / max(sums.pop("padded_frames", 0.0), 1.0)
         row |= {name: value / max(frames, 1.0) for name, value in sums.items()}
@@ -256,12 +269,14 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ checkpoints and the end
 
     def _save(self) -> None:
+        self._gather_sums()
         if self.processes.is_main:
             state = {
                 "step": self.step,
                 "place": self._place,
                 "best": self._best if math.isfinite(self._best) else None,
                 "nonfinite": self._nonfinite_in_row,
+                "sums": self._sums,
             }
             self.checkpoints.save(self.step, self.model.state_dict(), self.optimizer, state)
 
@@ -269,16 +284,17 @@ class Trainer:
         """Takes up the last checkpoint; what was logged after it is dropped, since those steps are run again."""
         found = self.checkpoints.last()
         metrics = self.work / "metrics.jsonl"
-        state = {"step": 0}
         if found is not None:
             state = read_json(found / "trainer.json")
             load_into(self.model, read_weights(found / WEIGHTS), found)
             self.checkpoints.load_optimizer(found, self.optimizer, self.processes.device)
             self.step, self._place, self._nonfinite_in_row = state["step"], tuple(state["place"]), state["nonfinite"]
             self._best = math.inf if state["best"] is None else state["best"]
+            self._sums = state["sums"] if self.processes.is_main else dict.fromkeys(state["sums"], 0.0)
             log.info("resuming at step %d from %s", self.step, found)
         if self.processes.is_main and metrics.is_file():
-            kept = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
+            whole_lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may be torn, by a kill or a full disk
+            kept = [row for row in map(json.loads, whole_lines) if row["step"] <= self.step]
             with atomic_write(metrics) as file:
                 file.writelines(json.dumps(row) + "\n" for row in kept)
         if self.processes.is_main:

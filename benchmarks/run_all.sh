@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs every benchmark, adds the records to results/benchmarks.jsonl and writes the tables of RESULTS.md again. About 15 minutes on a
+# laptop's CPU; needs the units of egs/mini (./run.sh --stop-stage 2). Let the machine do nothing else meanwhile.
+
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
+
+record=results/benchmarks.jsonl
+units=data/mini/units
+python benchmarks/fbank.py --record "$record"
+python benchmarks/train_step.py --record "$record"
+python benchmarks/train_step.py --manifest "$units"/{train_phrases,train_sent,train_an4}.jsonl.gz --record "$record"
+python benchmarks/encoder_rtf.py --record "$record"
+python benchmarks/stream_flat.py --record "$record"
+python utils/results.py

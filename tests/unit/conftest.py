@@ -1,0 +1,63 @@
+"""What the tests of the model, its training and its decoding share."""
+
+import sys
+
+import pytest
+import tiny
+import torch
+from made_corpora import load_program, run_program
+
+from nim4 import stage
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors are quickest, and sums always in the same order, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Command:
+    """A program of local/, run in this process as a shell would: gives the exit code and the lines of errors; `log` has all of the last run."""
+
+    def __init__(self, name, monkeypatch, capsys):
+        self._name, self._monkeypatch, self._capsys = name, monkeypatch, capsys
+        self.log = ""
+
+    def __call__(self, *options):
+        self._monkeypatch.setattr(sys, "argv", [self._name, *map(str, options)])
+        code = 0
+        try:
+            stage.run(load_program(self._name).main, self._name)
+        except SystemExit as end:
+            code = end.code
+        self.log = self._capsys.readouterr().err
+        return code, [line for line in self.log.splitlines() if " ERROR " in line]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command("03_pretrain")` is that program as a function of its options."""
+    return lambda name: Command(name, monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def units(tmp_path_factory):
+    """`<folder>/units` as stages 1 and 2 leave it for a few made utterances: splits train, dev and test, cmvn.json in `<folder>/fbank`."""
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny.write_manifests(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        run_program(patch, "01_fbank", "--manifests", folder / "manifests", "--out", folder / "fbank", "--cmvn-splits", "train", "--jobs", 1)
+        run_program(patch, "02_units", "--fbank", folder / "fbank", "--out", folder / "units")
+    return folder / "units"
+
+
+@pytest.fixture(scope="session")
+def trained(units, tmp_path_factory):
+    """A model folder as stage 3 leaves it after a few steps on `units`, with the tiny model."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        run_program(patch, "03_pretrain", *tiny.pretrain_options(units, folder), "--out", folder / "model")
+    return folder / "model"

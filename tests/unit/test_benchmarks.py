@@ -1,0 +1,117 @@
+"""The benchmarks run on tiny inputs and leave records whose tables can be printed; how fast they are is nothing to test."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from nim4.config import RecipeError
+from nim4.report.benchmarks import as_markdown, newest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def load_module(monkeypatch):
+    """Loads a file of benchmarks/, as its folder's other files see it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def benchmark(load_module, monkeypatch, tmp_path, capsys):
+    """Runs a benchmark for one round with a tiny model; returns its record, which is also what it prints."""
+
+    def run(name, *options):
+        path = tmp_path / "records" / f"{name}.jsonl"
+        arguments = [*map(str, options), "--rounds", "1", "--record", str(path)]
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments])
+        load_module(name).main()
+        (record,) = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
+        assert as_markdown(record) in capsys.readouterr().out
+        assert record["benchmark"] == name
+        assert "--record" not in record["command"]
+        assert record["command"].startswith(f"benchmarks/{name}.py")
+        return record
+
+    return run
+
+
+@pytest.fixture
+def model_config(tmp_path):
+    return tiny.write_yaml(tmp_path / "model.yaml", {"encoder": tiny.ENCODER})
+
+
+@pytest.fixture
+def common(load_module):
+    return load_module("common")
+
+
+def test_ways_take_turns_and_each_round_begins_with_another(common):
+    calls = []
+    ways = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = common.take_turns(ways, 4)
+    assert "".join(calls) == "abcbcacababc"
+    assert [len(times) for times in seconds.values()] == [4, 4, 4]
+
+
+def test_a_ratio_is_that_of_the_rounds_not_of_the_medians(common):
+    assert common.median_ratio([1.0, 10.0, 100.0], [2.0, 5.0, 50.0]) == 2.0
+
+
+def test_features(benchmark):
+    rows = benchmark("fbank", "--minutes", 0.05)["rows"]
+    assert rows[0]["speed_to_ours"] == 1.0
+    assert all(row["audio_h_per_s"] > 0 and row["largest_difference"] < 1e-2 for row in rows)
+
+
+def test_training_steps(benchmark, tmp_path, model_config):
+    manifest = tiny.write_features(tmp_path / "units", "train", [60, 200, 70, 180, 65, 190, 75, 210])
+    tiny.INVENTORY.save(tmp_path / "units" / "tokens.txt")
+    train = tiny.write_yaml(tmp_path / "train.yaml", {"pretrain": {"train": tiny.TRAIN}})
+    options = ["--manifest", manifest, "--model-config", model_config, "--train-config", train, "--minutes"]
+    record = benchmark("train_step", *options, 1)
+    assert [(row["loss"], row["batches"]) for row in record["rows"]] == [
+        (loss, kind) for loss in ("CR-CTC", "plain CTC") for kind in ("random", "bucketed")
+    ]
+    random, bucketed = record["rows"][:2]
+    assert bucketed["padding_share"] < random["padding_share"]
+    assert random["speed_to_random"] == 1.0
+    assert bucketed["frames_per_s"] == pytest.approx(100 * bucketed["audio_s_per_s"], rel=1e-3)
+    assert record["data"]["size"].startswith("8 utterances")
+    with pytest.raises(RecipeError, match="room for at least 2 utterances"):
+        benchmark("train_step", *options, 0.001)
+
+
+def test_training_steps_without_manifests_name_the_command(benchmark, tmp_path):
+    with pytest.raises(RecipeError, match=r"expected a manifest of stage 2, found no such file.*\./run\.sh --stop-stage 2"):
+        benchmark("train_step", "--manifest", tmp_path / "train.jsonl.gz")
+
+
+def test_streaming_encoder(benchmark, model_config):
+    rows = benchmark("encoder_rtf", "--model-config", model_config, "--seconds", 3.84)["rows"]
+    assert [row["pass"] for row in rows if row["streams"] == 16] == ["offline"] + [f"chunk {n} ({40 * n} ms)" for n in (4, 8, 16, 24, 32)]
+    assert all(row["rtf"] > 0 for row in rows)
+    assert [row["cost_to_offline"] for row in rows if row["pass"] == "offline"] == [1.0, 1.0]
+    chunk_4 = rows[1]
+    assert chunk_4["ms_per_call"] == pytest.approx(1000 * chunk_4["rtf"] * 0.16, rel=1e-3)  # a call per 160 ms of audio
+
+
+def test_long_stream(benchmark, model_config):
+    rows = benchmark("stream_flat", "--model-config", model_config, "--minutes", 2)["rows"]
+    assert [row["minute"] for row in rows] == [1, 2]
+    assert rows[0]["time_to_first_minute"] == 1.0
+    assert rows[0]["memory_grown_mb"] == 0.0
+    assert all(0 < row["chunk_ms"] <= row["chunk_p95_ms"] for row in rows)
+    with pytest.raises(RecipeError, match="at least 2, and at least 1"):
+        benchmark("stream_flat", "--minutes", 1)

@@ -1,0 +1,208 @@
+"""Stage 11 as a program: hypotheses, events, errors, and mistakes."""
+
+import shutil
+import sys
+
+import pytest
+import soundfile
+import tiny
+from made_corpora import load_program, run_program
+
+from nim4 import stage
+from nim4.corpus.manifest import cuts_from_table, load_cuts, save_cuts
+from nim4.corpus.table import Row
+from nim4.stage import read_json, read_jsonl
+
+
+@pytest.fixture
+def decode(command):
+    return command("11_decode")
+
+
+@pytest.fixture
+def words(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("".join(text + "\n" for text in tiny.TEXTS), encoding="utf-8")
+    return path
+
+
+def options_for(trained, units, out):
+    return ["--model", str(trained), "--units", str(units), "--test", "test", "--device", "cpu", "--out", str(out)]
+
+
+def test_products(decode, trained, units, words, tmp_path):
+    options = options_for(trained, units, tmp_path / "out")
+    assert decode(*options, "--closed", "test other", "--lexicon", words) == (0, [])
+    cuts = {cut.id: cut for cut in load_cuts(units / "test.jsonl.gz")}
+    found = {}
+    for config in ("ctc_greedy", "ctc_streaming"):
+        folder = tmp_path / "out" / config / "test"
+        refs, hyps = read_jsonl(folder / "refs.jsonl"), read_jsonl(folder / "hyps.jsonl")
+        assert {row["id"] for row in refs} == {row["id"] for row in hyps} == set(cuts)
+        for row in refs:
+            assert row["phones"] == cuts[row["id"]].supervisions[0].custom["phones"] != ""
+            assert row["text"] == cuts[row["id"]].supervisions[0].text
+        for row in hyps:
+            assert set(row) == {"id", "phones", "text", "audio_s", "wall_s", "error"}
+            assert row["error"] is None
+            assert row["wall_s"] > 0
+            assert row["audio_s"] == pytest.approx(cuts[row["id"]].duration, abs=1e-3)
+            assert isinstance(row["text"], str)
+        found[config] = {row["id"]: row["phones"] for row in hyps}
+        record = read_json(folder / "done.json")
+        assert record["failed"] == 0
+        assert record["model_step"] == 6
+    assert not (tmp_path / "out" / "ctc_greedy" / "test" / "events.jsonl").exists()
+    events = read_jsonl(tmp_path / "out" / "ctc_streaming" / "test" / "events.jsonl")
+    for name, cut in cuts.items():
+        own = [row for row in events if row["id"] == name]
+        assert [row["is_final"] for row in own] == [False] * (len(own) - 1) + [True]
+        assert own[-1]["text"] == found["ctc_streaming"][name]
+        assert own[-1]["t_audio_s"] == pytest.approx(cut.duration, abs=1e-3)
+        assert [row["t_audio_s"] for row in own] == sorted(row["t_audio_s"] for row in own)
+        assert all(later["t_wall_s"] > earlier["t_wall_s"] for earlier, later in zip(own, own[1:], strict=False))
+        assert all(row["t_wall_s"] >= row["t_audio_s"] for row in own)
+
+
+def test_a_set_that_is_not_closed_has_no_words(decode, trained, units, tmp_path):
+    assert decode(*options_for(trained, units, tmp_path / "out"), "--configs", "ctc_greedy", "--closed", "other") == (0, [])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ctc_greedy"]
+    assert {row["text"] for row in read_jsonl(tmp_path / "out" / "ctc_greedy" / "test" / "hyps.jsonl")} == {None}
+
+
+def test_the_same_again_is_skipped(decode, trained, units, words, tmp_path):
+    options = [*options_for(trained, units, tmp_path / "out"), "--configs", "ctc_greedy"]
+    assert decode(*options) == (0, [])
+    assert decode(*options) == (0, [])
+    assert "skipped, same inputs and settings" in decode.log
+    assert decode(*options, "--closed", "test", "--lexicon", words) == (0, [])
+    assert "rebuilding, words was false and is true" in decode.log
+
+
+def test_audio_that_cannot_be_read_becomes_an_error_and_is_scored_as_deletions(decode, trained, units, words, tmp_path, monkeypatch):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    source = units.parent / "audio"
+    rows = []
+    for number in range(4):
+        shutil.copy(source / f"test{number}.wav", audio)
+        rows.append(Row(f"test{number}", audio / f"test{number}.wav", "你好", "s", "zh"))
+    cuts = list(cuts_from_table(rows)[0])
+    for cut in cuts:
+        cut.supervisions[0].custom = {"phones": "n i3 h ao3"}
+    (tmp_path / "units").mkdir()
+    save_cuts(cuts, tmp_path / "units" / "test.jsonl.gz")
+    (audio / "test0.wav").unlink()
+    (audio / "test1.wav").write_bytes(b"no audio")
+    samples, rate_hz = soundfile.read(audio / "test2.wav")
+    soundfile.write(audio / "test2.wav", samples[: len(samples) // 3], rate_hz)  # cut short after the manifest was written
+    options = options_for(trained, tmp_path / "units", tmp_path / "out")
+    assert decode(*options, "--closed", "test", "--lexicon", words) == (0, [])
+    for config in ("ctc_greedy", "ctc_streaming"):
+        hyps = {row["id"]: row for row in read_jsonl(tmp_path / "out" / config / "test" / "hyps.jsonl")}
+        assert [hyps[f"test{number}"]["error"] is None for number in range(4)] == [False, False, False, True]
+        assert [(hyps[f"test{number}"]["phones"], hyps[f"test{number}"]["text"]) for number in range(3)] == [("", "")] * 3
+        assert len(read_jsonl(tmp_path / "out" / config / "test" / "refs.jsonl")) == 4
+        assert read_json(tmp_path / "out" / config / "test" / "done.json")["failed"] == 3
+    run_program(monkeypatch, "12_score", "--decode", tmp_path / "out", "--out", tmp_path / "score")
+    records = [row for row in read_jsonl(tmp_path / "score" / "records.jsonl") if row["metric"] == "PER"]
+    assert len(records) == 2
+    for record in records:
+        assert record["ref_units"] == 16
+        assert record["deletions"] >= 12
+
+
+def damaged(trained, folder, damage):
+    shutil.copytree(trained, folder)
+    damage(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "nowhere"}, "nowhere: expected a model folder, found no such folder"),
+        ({"--units": "nowhere"}, "nowhere/test.jsonl.gz: expected the product of an earlier stage, found no such file"),
+        ({"--test": "tset"}, "tset.jsonl.gz: expected the product of an earlier stage, found no such file"),
+        ({"--test": " "}, "--test: expected at least one test set"),
+        (
+            {"--configs": "ctc_gredy"},
+            "--configs ctc_gredy: expected a file in local/conf/decode/, found none of this name. Fix: did you mean 'ctc_greedy'?",
+        ),
+        ({"--configs": ""}, "--configs: expected at least one decode config"),
+        ({"--closed": "test"}, "--lexicon: expected the word list of the closed sets, found none"),
+        ({"--closed": "test", "--lexicon": "nowhere.txt"}, "nowhere.txt: expected a readable word list"),
+        ({"--device": "tpu"}, "--device tpu: expected auto, cpu or cuda"),
+    ],
+)
+def test_mistakes(decode, trained, units, tmp_path, changes, message):
+    options = options_for(trained, units, tmp_path / "out")
+    assert decode(*options, "--configs", "ctc_greedy") == (0, [])
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for name, value in changes.items():
+        if name in options:
+            options[options.index(name) + 1] = value
+        else:
+            options += [name, value]
+    code, errors = decode(*options)
+    assert code == 2
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert ". Fix: " in errors[0]
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 64), "model.safetensors: expected a readable safetensors file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "expected a model folder, found no model.safetensors in it"),
+        (lambda folder: (folder / "config.yaml").write_text("encoder: [", encoding="utf-8"), "config.yaml: expected a readable YAML file"),
+        (lambda folder: (folder / "tokens.txt").write_text("a 0\n", encoding="utf-8"), "tokens.txt: expected"),
+    ],
+)
+def test_a_damaged_model_is_told(decode, trained, units, tmp_path, damage, message):
+    model = damaged(trained, tmp_path / "model", damage)
+    code, errors = decode(*options_for(model, units, tmp_path / "out"))
+    assert (code, len(errors)) == (2, 1)
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not gzip"])
+def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content):
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units" / "test.jsonl.gz").write_bytes(content)
+    code, errors = decode(*options_for(trained, tmp_path / "units", tmp_path / "out"))
+    assert (code, len(errors)) == (2, 1)
+    assert "test.jsonl.gz" in errors[0]
+    assert not (tmp_path / "out" / "ctc_greedy" / "test").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: ctc_gredy", "method: expected ctc_greedy, found ctc_gredy"),
+        ("chunk_ms: 650\nstreaming: true", "chunk_ms: expected a multiple of 40, found 650"),
+        ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
+        ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),
+        ("chunks: 3", "expected a known setting, found 'chunks'"),
+        ("streaming: [", "expected a readable YAML file"),
+    ],
+)
+def test_wrong_decode_configs(text, message, tmp_path, monkeypatch):
+    program = load_program("11_decode")
+    monkeypatch.setattr(program, "CONFIGS", tmp_path)
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(program.RecipeError) as error:
+        program.read_decode_config("mine")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["\n \n", b"\xff\xfe"])
+def test_a_word_list_without_words_is_told(decode, trained, units, tmp_path, content):
+    path = tmp_path / "words.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, errors = decode(*options_for(trained, units, tmp_path / "out"), "--closed", "test", "--lexicon", path)
+    assert (code, len(errors)) == (2, 1)
+    assert "expected words with a pronunciation" in errors[0] or "words.txt: expected a readable word list" in errors[0]

@@ -1,0 +1,120 @@
+"""A tiny model, tiny manifests with features, and tiny inputs for stages 3 and 11."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from made_corpora import write_audio
+
+from nim4.config import ConformerConfig, ModelConfig
+from nim4.corpus.batch import Batch
+from nim4.corpus.manifest import cuts_from_table, save_cuts
+from nim4.corpus.table import Row
+from nim4.corpus.units import PhonemeInventory
+from nim4.model.ctc import PhonemeModel
+from nim4.stage import StageOutput
+
+INVENTORY = PhonemeInventory(["<blk>", "<unk>", "a", "b", "c", "d"])
+ENCODER = {"dim": 16, "num_blocks": 2, "num_heads": 2, "ffn_dim": 32, "conv_kernel": 7, "subsampling_channels": 4, "dropout": 0.0}
+TRAIN = {
+    "max_steps": 6,
+    "learning_rate": 1e-3,
+    "warmup_steps": 2,
+    "max_duration_s": 5,
+    "num_buckets": 2,
+    "num_workers": 0,
+    "log_every": 2,
+    "valid_every": 3,
+    "save_every": 2,
+    "keep_last": 2,
+    "average_last": 2,
+    "cr_warmup_steps": 2,
+    "augment": {"time_warp_frames": 10},
+}
+TEXTS = ("你好", "北京", "上海")
+
+
+def tiny_model(vocab_size=len(INVENTORY), seed=0, **encoder):
+    """A random model in evaluation mode; its weights are made large enough for the frames to differ clearly."""
+    torch.manual_seed(seed)
+    model = PhonemeModel(ModelConfig(ConformerConfig(**(ENCODER | encoder)), vocab_size)).eval()
+    model.set_normalisation(torch.full((80,), -8.0), torch.full((80,), 4.0))
+    return model
+
+
+def noise_batch(lens, seed=0, phones=((2, 3),)):
+    """Features of these lengths, normal, zero beyond; `phones` repeats over the utterances."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(lens), max(lens), 80, generator=generator)
+    for row, length in zip(x, lens, strict=True):
+        row[length:] = 0
+    targets = [torch.tensor(phones[i % len(phones)]) for i in range(len(lens))]
+    return Batch(
+        ids=[f"u{i}" for i in range(len(lens))],
+        x=x,
+        x_lens=torch.tensor(lens),
+        phones=torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
+        phone_lens=torch.tensor([len(target) for target in targets]),
+    )
+
+
+def write_features(folder, split, lens, prefix="u"):
+    """A manifest like stage 2's, `folder/split.jsonl.gz`, with noise of these lengths (frames) as features and a few phonemes each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(lens))
+    cuts = []
+    with LilcomChunkyWriter(folder / f"{split}.lca") as writer:
+        for number, length in enumerate(lens):
+            name, duration_s = f"{prefix}{number:03d}", length / 100
+            features = Features(
+                type="fbank",
+                num_frames=length,
+                num_features=80,
+                frame_shift=0.01,
+                sampling_rate=16_000,
+                start=0.0,
+                duration=duration_s,
+                recording_id=name,
+                channels=0,
+                storage_type=writer.name,
+                storage_path=str(writer.storage_path),
+                storage_key=writer.write(name, rng.standard_normal((length, 80)).astype(np.float32)),
+            )
+            recording = Recording(name, [AudioSource("file", [0], f"{name}.wav")], 16_000, length * 160, duration_s)
+            phones = " ".join(rng.choice(["a", "b", "c", "d"], size=3))
+            supervision = SupervisionSegment(name, name, 0.0, duration_s, text=phones, speaker="s", language="zh", custom={"phones": phones})
+            cuts.append(MonoCut(name, 0.0, duration_s, 0, [supervision], features=features, recording=recording))
+    save_cuts(CutSet.from_cuts(cuts), folder / f"{split}.jsonl.gz")
+    return folder / f"{split}.jsonl.gz"
+
+
+def write_manifests(folder):
+    """`folder/manifests` as stage 0 leaves it: made audio of 0.6 to 1.5 s, 12 utterances in train, 4 in dev, 4 in test."""
+    output = StageOutput(folder / "manifests", config={})
+    work = output.begin()
+    for split, count in (("train", 12), ("dev", 4), ("test", 4)):
+        rows = []
+        for number in range(count):
+            audio = folder / "audio" / f"{split}{number}.wav"
+            write_audio(audio, seconds=0.6 + 0.08 * number, seed=number)
+            rows.append(Row(f"{split}{number}", audio, TEXTS[number % 3], f"s{number % 2}", "zh"))
+        save_cuts(cuts_from_table(rows)[0], work / f"{split}.jsonl.gz")
+    output.finish()
+
+
+def write_yaml(path, values):
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def pretrain_options(units, folder: Path, **train):
+    """Options of stage 3 for the tiny model, without --out; its configs are written to `folder`."""
+    model = write_yaml(folder / "tiny_model.yaml", {"encoder": ENCODER})
+    cka = {"threshold": 0.9999, "every_fraction": 0.2, "max_frames": 100}
+    config = write_yaml(folder / "tiny_train.yaml", {"pretrain": {"train": TRAIN | train, "cka": cka}})
+    cmvn = units.parent / "fbank" / "cmvn.json"
+    inputs = ["--units", units, "--cmvn", cmvn, "--train", "train", "--valid", "dev"]
+    return [*map(str, inputs), "--model-config", str(model), "--train-config", str(config), "--device", "cpu"]

@@ -1,0 +1,139 @@
+"""The loss of stage 3: two views of one batch, and what they share."""
+
+import math
+
+import pytest
+import torch
+from tiny import noise_batch, tiny_model
+
+from nim4.config import AugmentConfig, ChunkConfig, TrainConfig
+from nim4.model.conformer import Context
+from nim4.model.ctc import consistency_loss, ctc_loss
+from nim4.score.error_rate import edit_distance
+from nim4.train import cr_ctc as module
+from nim4.train.augment import time_warp
+from nim4.train.cr_ctc import cr_ctc, spectral_entropy, validate
+from nim4.train.loop import Draw
+
+FILL = torch.full((80,), -8.0)
+MASKS = {"max_time_mask_frames": 30, "time_warp_frames": 20}
+
+
+def draw(step=0, seed=0):
+    return Draw(step, torch.Generator().manual_seed(1000 + seed), torch.Generator().manual_seed(seed))
+
+
+class Recorder(torch.nn.Module):
+    """The tiny model; keeps what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.calls = tiny_model(), []
+
+    def forward(self, x, x_lens, context):
+        self.calls.append((x.clone(), x_lens, context))
+        return self.model(x, x_lens, context)
+
+
+def test_two_views_share_warp_and_context_but_not_masks(monkeypatch):
+    warped = []
+    monkeypatch.setattr(module, "time_warp", lambda *args: warped.append(time_warp(*args)) or warped[-1])
+    recorder, batch = Recorder(), noise_batch([200, 120])
+    config = TrainConfig(augment=AugmentConfig(**MASKS), chunk=ChunkConfig(full_prob=0.0, deployed_prob=1.0))
+    cr_ctc(FILL, config)(recorder, batch, draw())
+    assert len(recorder.calls) == len(warped) == 1  # one forward of both views, one warp
+    x, x_lens, context = recorder.calls[0]
+    assert context == Context(16, 4)
+    assert x_lens.tolist() == [200, 120, 200, 120]
+    masked = x == FILL
+    first, second = masked[:2], masked[2:]
+    assert not torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
+    both = ~(first | second)
+    assert torch.equal(x[:2][both], x[2:][both])
+    assert torch.equal(x[:2][both], warped[0][both])
+    assert not torch.equal(warped[0], batch.x)
+
+
+@torch.inference_mode()
+def test_the_loss_is_mean_ctc_plus_alpha_times_consistency():
+    recorder, batch = Recorder(), noise_batch([200, 120], phones=((2, 3, 2), (4,)))
+    config = TrainConfig(augment=AugmentConfig(**MASKS), cr_weight=0.2, cr_warmup_steps=4)
+    parts = cr_ctc(FILL, config)(recorder, batch, draw(step=3))
+    log_probs, lens = recorder.model(*recorder.calls[0])
+    views = [ctc_loss(log_probs[i : i + 2], lens[:2], batch.phones, batch.phone_lens) for i in (0, 2)]
+    assert float(parts["ctc"]) == pytest.approx(float(sum(views)) / 2, rel=1e-5)
+    assert float(parts["cr"]) == pytest.approx(float(consistency_loss(log_probs, lens)), rel=1e-5)
+    assert float(parts["cr"]) > 0
+    assert float(parts["loss"]) == pytest.approx(float(parts["ctc"] + 0.2 * 0.75 * parts["cr"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("step", "warmup", "share"), [(0, 4, 0.0), (1, 4, 0.25), (4, 4, 1.0), (400, 4, 1.0), (0, 0, 0.0), (1, 0, 1.0)])
+def test_alpha_is_ramped(step, warmup, share):
+    config = TrainConfig(augment=AugmentConfig(**MASKS), cr_weight=0.5, cr_warmup_steps=warmup)
+    parts = cr_ctc(FILL, config)(Recorder(), noise_batch([100]), draw(step))
+    assert float(parts["loss"] - parts["ctc"]) == pytest.approx(0.5 * share * float(parts["cr"]), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("cr_weight", "views", "ratio"), [(0.0, 1, 1.0), (0.2, 2, 2.5)])
+def test_plain_ctc_has_one_view_and_ordinary_masks(monkeypatch, cr_weight, views, ratio):
+    ratios = []
+    monkeypatch.setattr(module, "mask", lambda x, x_lens, fill, config, ratio, generator: ratios.append(ratio) or x)
+    recorder, batch = Recorder(), noise_batch([100, 80])
+    parts = cr_ctc(FILL, TrainConfig(cr_weight=cr_weight, augment=AugmentConfig(**MASKS)))(recorder, batch, draw())
+    assert ratios == [ratio]
+    assert len(recorder.calls[0][0]) == 2 * views
+    if views == 1:
+        log_probs, lens = recorder.model(*recorder.calls[0])
+        assert set(parts) == {"loss", "ctc"}
+        assert float(parts["loss"]) == pytest.approx(float(ctc_loss(log_probs, lens, batch.phones, batch.phone_lens)), rel=1e-6)
+
+
+def test_padding_does_not_change_the_loss():
+    config = TrainConfig(augment=AugmentConfig(num_time_masks=0, num_freq_masks=0, time_warp_frames=0), cr_warmup_steps=0)
+    parts = []
+    for lens in ([120, 90], [120, 90, 400]):
+        batch = noise_batch(lens, phones=((2, 3), (4,)))
+        batch.x[:2, 120:] = 1e3
+        whole = noise_batch([120, 90])
+        batch.x[:2, :120] = whole.x
+        parts.append([cr_ctc(FILL, config)(Recorder(), _only(batch, 2), draw(step=1))[name] for name in ("ctc", "cr")])
+    torch.testing.assert_close(torch.tensor(parts[0]), torch.tensor(parts[1]), atol=1e-4, rtol=1e-5)
+
+
+def _only(batch, count):
+    """The first utterances of a batch, with its padding."""
+    tensors = {name: getattr(batch, name)[:count] for name in ("x", "x_lens", "phones", "phone_lens")}
+    return type(batch)(ids=batch.ids[:count], **tensors)
+
+
+@torch.inference_mode()
+def test_validation_numbers():
+    model = tiny_model()
+    batches = [noise_batch([130, 90], seed=1, phones=((2, 3, 4), (5,))), noise_batch([60], seed=2)]
+    numbers = validate(model, batches, torch.device("cpu"))
+    errors = {Context(): 0, Context(16, 4): 0}
+    frames, blanks, entropy = 0, 0, 0.0
+    for batch in batches:
+        for i, length in enumerate(batch.x_lens.tolist()):
+            for context in errors:
+                log_probs, _ = model(batch.x[i : i + 1, :length], batch.x_lens[i : i + 1], context)
+                best = log_probs[0].argmax(-1).tolist()
+                phones = [label for t, label in enumerate(best) if label and (t == 0 or label != best[t - 1])]
+                errors[context] += edit_distance(batch.phones[i, : batch.phone_lens[i]].tolist(), phones)
+                if context == Context():
+                    frames, blanks = frames + len(best), blanks + best.count(0)
+                    entropy -= float((log_probs.exp() * log_probs).sum())
+    assert numbers["per"] == pytest.approx(100 * errors[Context()] / 6)
+    assert numbers["per_streaming"] == pytest.approx(100 * errors[Context(16, 4)] / 6)
+    assert numbers["score"] == pytest.approx((numbers["per"] + numbers["per_streaming"]) / 2)
+    assert numbers["blank_share"] == pytest.approx(blanks / frames)
+    assert numbers["entropy"] == pytest.approx(entropy / frames, rel=1e-4)
+    assert 0 < numbers["nse"] < 1
+
+
+def test_spectral_entropy():
+    assert spectral_entropy(torch.eye(8).double(), 1000) == pytest.approx(1.0)
+    assert spectral_entropy(torch.diag(torch.tensor([1.0] + [0.0] * 7)).double(), 1000) == pytest.approx(0.0, abs=1e-9)
+    assert spectral_entropy(torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0])).double(), 1000) == pytest.approx(math.log(2) / math.log(4))
+    assert spectral_entropy(torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0])).double(), 3) == pytest.approx(1.0)  # 3 frames span 2 directions
