@@ -20,6 +20,7 @@ import nim4.stage
 from nim4.config import ConformerConfig, RecipeError, build, read_yaml
 from nim4.model.checkpoint import count_parameters
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Conformer, Context
+from nim4.stage import ROOT
 from nim4.train.distributed import pick_device
 
 CHUNKS = (4, 8, 16, 24, 32)  # encoder frames of 40 ms
@@ -29,7 +30,7 @@ WHOLE_CHUNKS = 96  # encoder frames that every chunk size divides
 
 def build_parser() -> argparse.ArgumentParser:
     parser = parser_for(__doc__, rounds=3)
-    models = [Path(f"local/conf/model/{name}.yaml") for name in ("mini", "base")]
+    models = [ROOT / f"local/conf/model/{name}.yaml" for name in ("mini", "base")]
     parser.add_argument("--model-config", type=Path, nargs="+", default=models, help="sizes of the encoder")
     parser.add_argument("--seconds", type=float, default=7.68, help="length of each stream, in multiples of 3.84 s")
     parser.add_argument("--left-chunks", type=int, default=4, help="chunks of left context")

@@ -5,6 +5,7 @@ The ways take turns on the same audio, in rounds, and each round begins with ano
 the ratio to ours. Audio is noise of 2 to 15 s (seed 0), or the files below --wav. Before timing, every way must agree with ours.
 """
 
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def main() -> None:
         }
         for name, times in seconds.items()
     ]
-    source = f"files of {args.wav}" if args.wav else "noise"
+    source = f"files of {os.path.relpath(args.wav, nim4.stage.ROOT)}" if args.wav else "noise"
     publish(args, __doc__.split("\n")[0], f"{len(signals)} signals, {hours * 60:.1f} min, {source}", rows)
 
 

@@ -7,6 +7,7 @@ process holds at the end of the minute beyond the end of the first one, in the l
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ from nim4.decode.ctc import StreamingCtc
 from nim4.model.checkpoint import load_model, with_vocab_size
 from nim4.model.conformer import Context
 from nim4.model.ctc import PhonemeModel
+from nim4.stage import ROOT
 
 PUSH_SAMPLES = 10_240  # 640 ms, the deployed chunk
 STATM = Path("/proc/self/statm")
@@ -32,7 +34,7 @@ STATM = Path("/proc/self/statm")
 
 def build_parser() -> argparse.ArgumentParser:
     parser = parser_for(__doc__, rounds=3)
-    parser.add_argument("--model-config", type=Path, default=Path("local/conf/model/mini.yaml"), help="size of a model with random weights")
+    parser.add_argument("--model-config", type=Path, default=ROOT / "local/conf/model/mini.yaml", help="size of a model with random weights")
     parser.add_argument("--model", type=Path, help="model folder to use instead")
     parser.add_argument("--minutes", type=int, default=10, help="length of the stream")
     return parser
@@ -93,7 +95,7 @@ def main() -> None:
         for minute in range(args.minutes)
     ]
     print(f"last minute : first minute {rows[-1]['time_to_first_minute']:.3f}, memory grown by {rows[-1]['memory_grown_mb']:.1f} MB\n")
-    source = str(args.model) if args.model else f"{args.model_config.stem} model"
+    source = os.path.relpath(args.model, ROOT) if args.model else f"{args.model_config.stem} model"
     publish(args, __doc__.split("\n")[0], f"one stream of {args.minutes} min, noise; {source}", rows)
 
 

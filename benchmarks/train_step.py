@@ -8,6 +8,7 @@ Batches are read before the clock starts: what is timed is warp, masks, both pas
 
 import argparse
 import itertools
+import os
 import random
 import statistics
 import sys
@@ -28,19 +29,20 @@ from nim4.corpus.manifest import load_cuts, save_cuts
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.checkpoint import with_vocab_size
 from nim4.model.ctc import PhonemeModel
+from nim4.stage import ROOT
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes, processes
 from nim4.train.loop import Trainer
 
-UNITS = Path("data/mini/units")
 FRAMES_PER_S = 100
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--model-config", type=Path, default=Path("local/conf/model/mini.yaml"), help="size of the model")
-    parser.add_argument("--train-config", type=Path, default=Path("local/conf/train/mini.yaml"), help="its section `pretrain` is used")
-    parser.add_argument("--manifest", type=Path, nargs="+", default=[UNITS / "train_phrases.jsonl.gz"], help="training manifests of stage 2")
+    parser.add_argument("--model-config", type=Path, default=ROOT / "local/conf/model/mini.yaml", help="size of the model")
+    parser.add_argument("--train-config", type=Path, default=ROOT / "local/conf/train/mini.yaml", help="its section `pretrain` is used")
+    manifests = [ROOT / "data/mini/units/train_phrases.jsonl.gz"]
+    parser.add_argument("--manifest", type=Path, nargs="+", default=manifests, help="training manifests of stage 2")
     parser.add_argument("--minutes", type=float, default=4.0, help="audio per round, drawn from the manifests, in minutes")
     parser.add_argument("--device", default="cpu", help="auto, cpu or cuda")
     return parser
@@ -142,7 +144,8 @@ def main() -> None:
         seconds = take_turns(ways, args.rounds)
         rows = [row for name in ("CR-CTC", "plain CTC") for row in make_rows(name, kinds, seconds)]
         minutes = sum(cut.duration for cut in cuts) / 60
-        data = f"{len(cuts)} utterances, {minutes:.1f} min of {' '.join(map(str, args.manifest))}, {args.model_config.stem} model"
+        manifests = " ".join(os.path.relpath(path, ROOT) for path in args.manifest)
+        data = f"{len(cuts)} utterances, {minutes:.1f} min of {manifests}, {args.model_config.stem} model"
         publish(args, __doc__.split("\n")[0], data, rows, peers.device)
 
 

@@ -94,6 +94,7 @@ class AugmentConfig:
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
     noise_prob: float = 0.0  # share of utterances that get stationary noise, in the features
     noise_snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the signal-to-noise ratio (paper, section 4: N(10, 5) dB)
+    time_stretch: float = 0.0  # ours: largest change of speaking rate, as a logarithm: 0.25 = rates from 0.78 to 1.28
     freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
     num_freq_masks: int = 2
     max_freq_mask_bins: int = 27

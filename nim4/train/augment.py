@@ -80,6 +80,28 @@ def add_noise(x: Tensor, x_lens: Tensor, prob: float, snr_db: tuple[float, float
     return torch.where((u < prob).to(x.device)[:, None, None], noisy, x)
 
 
+def time_stretch(x: Tensor, x_lens: Tensor, max_change: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Another speaking rate for each utterance: its frames are resampled in time, so lengths change.
+
+    Args:
+        x: (B, T, F) float.
+        x_lens: (B,) int64.
+        max_change: the rate changes by a factor of exp(-max_change) to exp(max_change); 0 switches it off.
+    Returns:
+        (B, T', F), linearly interpolated, and the new lengths.
+    Source: speed perturbation (Ko et al. 2015) without its change of pitch, on features, so that no audio is read again.
+    """
+    if max_change == 0:
+        return x, x_lens
+    rate = torch.exp(max_change * (2 * torch.rand(x.shape[0], generator=generator) - 1)).to(x.device)
+    new_lens = (x_lens / rate).round().long().clamp(min=1)
+    position = torch.arange(int(new_lens.max()), device=x.device) * ((x_lens - 1) / (new_lens - 1).clamp(min=1))[:, None]
+    position = torch.minimum(position, (x_lens - 1)[:, None].to(position.dtype))
+    below = position.floor().long()
+    index = [i[..., None].expand(-1, -1, x.shape[2]) for i in (below, torch.minimum(below + 1, (x_lens - 1)[:, None]))]
+    return torch.lerp(x.gather(1, index[0]), x.gather(1, index[1]), (position - below)[..., None].to(x.dtype)), new_lens
+
+
 def freq_warp(x: Tensor, max_shift: float, generator: Generator) -> Tensor:
     """Stretches the mel axis of each utterance by a factor between 1 - max_shift and 1 + max_shift, as if another speaker spoke.
 

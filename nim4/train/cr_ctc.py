@@ -16,7 +16,7 @@ from nim4.corpus.batch import Batch
 from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, consistency_loss, ctc_loss, greedy_search
 from nim4.score.error_rate import edit_distance
-from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_warp
+from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_stretch, time_warp
 from nim4.train.loop import Draw
 
 DEPLOYED = Context(16, 4)  # 640 ms chunks, 4 chunks of left context (paper, section 3.6)
@@ -37,10 +37,11 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
 
     def loss(model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         context = draw_context(config.chunk, draw.shared)
-        x = add_noise(batch.x, batch.x_lens, config.augment.noise_prob, config.augment.noise_snr_db, draw.own)
-        x = time_warp(x, batch.x_lens, config.augment.time_warp_frames, draw.own)
+        x, x_lens = time_stretch(batch.x, batch.x_lens, config.augment.time_stretch, draw.own)
+        x = add_noise(x, x_lens, config.augment.noise_prob, config.augment.noise_snr_db, draw.own)
+        x = time_warp(x, x_lens, config.augment.time_warp_frames, draw.own)
         x = freq_warp(x, config.augment.freq_warp, draw.own)
-        x, x_lens = x.repeat(views, 1, 1), batch.x_lens.repeat(views)
+        x, x_lens = x.repeat(views, 1, 1), x_lens.repeat(views)
         x = mask(x, x_lens, mean, config.augment, time_mask_ratio, draw.own)
         log_probs, out_lens = model(x, x_lens, context)
         ctc = ctc_loss(log_probs, out_lens, batch.phones.repeat(views, 1), batch.phone_lens.repeat(views)) / views

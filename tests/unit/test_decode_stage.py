@@ -1,14 +1,13 @@
 """Stage 11 as a program: hypotheses, events, errors, and mistakes."""
 
+import itertools
 import shutil
-import sys
 
 import pytest
 import soundfile
 import tiny
 from made_corpora import load_program, run_program
 
-from nim4 import stage
 from nim4.corpus.manifest import cuts_from_table, load_cuts, save_cuts
 from nim4.corpus.table import Row
 from nim4.stage import read_json, read_jsonl
@@ -60,7 +59,7 @@ def test_products(decode, trained, units, words, tmp_path):
         assert own[-1]["text"] == found["ctc_streaming"][name]
         assert own[-1]["t_audio_s"] == pytest.approx(cut.duration, abs=1e-3)
         assert [row["t_audio_s"] for row in own] == sorted(row["t_audio_s"] for row in own)
-        assert all(later["t_wall_s"] > earlier["t_wall_s"] for earlier, later in zip(own, own[1:], strict=False))
+        assert all(later["t_wall_s"] > earlier["t_wall_s"] for earlier, later in itertools.pairwise(own))
         assert all(row["t_wall_s"] >= row["t_audio_s"] for row in own)
 
 

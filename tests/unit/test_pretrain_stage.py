@@ -9,9 +9,8 @@ import sys
 import pytest
 import tiny
 import torch
-from made_corpora import ROOT, load_program
+from made_corpora import ROOT
 
-from nim4 import stage
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.checkpoint import load_model, read_weights, save_model
 from nim4.stage import read_json, read_jsonl

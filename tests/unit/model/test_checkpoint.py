@@ -80,7 +80,7 @@ def test_no_folder(tmp_path):
 def test_a_refused_load_changes_nothing():
     model, weights = tiny_model(), tiny_model(seed=1).state_dict()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(RecipeError, match="mean is not part of this model|mean is missing"):
+    with pytest.raises(RecipeError, match="mean is missing"):
         load_into(model, {name: tensor for name, tensor in weights.items() if name != "mean"}, "here")
     with pytest.raises(RecipeError, match="more is not part of this model"):
         load_into(model, weights | {"more": torch.zeros(1)}, "here")

@@ -67,7 +67,7 @@ def test_a_broken_optimiser_is_told(tmp_path, content):
     checkpoints.save(1, {}, optimizer_of(), {})
     path = tmp_path / "step-1" / "optimizer.pt"
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(RecipeError, match="optimizer.pt: expected the optimiser state of this run"):
+    with pytest.raises(RecipeError, match=r"optimizer\.pt: expected the optimiser state of this run"):
         checkpoints.load_optimizer(checkpoints.last(), optimizer_of(), CPU)
 
 

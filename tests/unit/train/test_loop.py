@@ -328,7 +328,7 @@ def test_counts_of_nothing_are_refused(manifest, tmp_path, name):
 
 
 def test_precision(manifest, tmp_path):
-    with pytest.raises(RecipeError, match="train.precision: expected fp32 or bf16, found fp16"):
+    with pytest.raises(RecipeError, match=r"train\.precision: expected fp32 or bf16, found fp16"):
         train(manifest, tmp_path / "work", precision="fp16")
     trainer = train(manifest, tmp_path / "bf16", precision="bf16", max_steps=2)
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
