@@ -80,12 +80,13 @@ def add_noise(x: Tensor, x_lens: Tensor, prob: float, snr_db: tuple[float, float
     return torch.where((u < prob).to(x.device)[:, None, None], noisy, x)
 
 
-def time_stretch(x: Tensor, x_lens: Tensor, max_change: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def time_stretch(x: Tensor, x_lens: Tensor, least: Tensor, max_change: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Another speaking rate for each utterance: its frames are resampled in time, so lengths change.
 
     Args:
         x: (B, T, F) float.
         x_lens: (B,) int64.
+        least: (B,) int64, frames an utterance keeps in any case: CTC needs room for its phonemes.
         max_change: the rate changes by a factor of exp(-max_change) to exp(max_change); 0 switches it off.
     Returns:
         (B, T', F), linearly interpolated, and the new lengths.
@@ -94,7 +95,7 @@ def time_stretch(x: Tensor, x_lens: Tensor, max_change: float, generator: Genera
     if max_change == 0:
         return x, x_lens
     rate = torch.exp(max_change * (2 * torch.rand(x.shape[0], generator=generator) - 1)).to(x.device)
-    new_lens = (x_lens / rate).round().long().clamp(min=1)
+    new_lens = torch.maximum((x_lens / rate).round().long(), torch.minimum(least, x_lens))
     position = torch.arange(int(new_lens.max()), device=x.device) * ((x_lens - 1) / (new_lens - 1).clamp(min=1))[:, None]
     position = torch.minimum(position, (x_lens - 1)[:, None].to(position.dtype))
     below = position.floor().long()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nim4.config import TrainConfig
 from nim4.corpus.batch import Batch
-from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
+from nim4.model.conformer import FULL_CONTEXT, SUBSAMPLING, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, consistency_loss, ctc_loss, greedy_search
 from nim4.score.error_rate import edit_distance
 from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_stretch, time_warp
@@ -37,7 +37,8 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
 
     def loss(model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         context = draw_context(config.chunk, draw.shared)
-        x, x_lens = time_stretch(batch.x, batch.x_lens, config.augment.time_stretch, draw.own)
+        least = (2 * SUBSAMPLING * batch.phone_lens).clamp(min=1)  # an encoder frame for each phoneme, and one for a blank behind it
+        x, x_lens = time_stretch(batch.x, batch.x_lens, least, config.augment.time_stretch, draw.own)
         x = add_noise(x, x_lens, config.augment.noise_prob, config.augment.noise_snr_db, draw.own)
         x = time_warp(x, x_lens, config.augment.time_warp_frames, draw.own)
         x = freq_warp(x, config.augment.freq_warp, draw.own)

@@ -7,7 +7,7 @@ import torch
 
 from nim4.config import AugmentConfig, ChunkConfig
 from nim4.model.conformer import Context
-from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_warp
+from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_stretch, time_warp
 
 FILL = torch.linspace(-9, -7, 80)
 MANY = AugmentConfig()  # the paper's masks
@@ -133,6 +133,34 @@ def test_time_warp_off_and_repeatable():
     assert time_warp(x, lens, 0, seeded()) is x
     assert torch.equal(time_warp(x, lens, 40, seeded(5)), time_warp(x, lens, 40, seeded(5)))
     assert not torch.equal(time_warp(x, lens, 40, seeded(5)), time_warp(x, lens, 40, seeded(6)))
+
+
+def test_time_stretch_changes_lengths_within_limits_and_keeps_the_ends():
+    lens = [400, 300, 200] * 20
+    x, x_lens = features(lens)
+    y, y_lens = time_stretch(x, x_lens, torch.ones_like(x_lens), 0.25, seeded())
+    change = (y_lens / x_lens).log().abs()
+    assert change.max() <= 0.25 + 0.01
+    assert change.max() > 0.2
+    assert y.shape[1] == y_lens.max()
+    for row, length, new_row, new_length in zip(x, x_lens, y, y_lens, strict=True):
+        torch.testing.assert_close(new_row[0], row[0])
+        torch.testing.assert_close(new_row[new_length - 1], row[length - 1], atol=1e-3, rtol=1e-3)
+
+
+def test_time_stretch_leaves_the_frames_that_are_needed():
+    x, x_lens = features([100] * 50)
+    _, y_lens = time_stretch(x, x_lens, torch.full_like(x_lens, 95), 0.25, seeded())
+    assert y_lens.min() == 95
+    _, y_lens = time_stretch(x, x_lens, torch.full_like(x_lens, 150), 0.25, seeded())
+    assert y_lens.min() == 100  # never longer only to make room
+
+
+def test_time_stretch_off():
+    x, x_lens = features([50, 20])
+    y, y_lens = time_stretch(x, x_lens, x_lens, 0.0, seeded())
+    assert y is x
+    assert y_lens is x_lens
 
 
 def test_freq_warp_stretches_each_utterance_by_its_own_factor():
