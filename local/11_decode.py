@@ -186,6 +186,7 @@ def decode_in_batches(cuts: list, model: PhonemeModel, config: DecodeConfig) -> 
 
 def stream_one_by_one(cuts: list, model: PhonemeModel, config: DecodeConfig) -> Iterator[Decoded]:
     """Streaming decoding with a simulated speaker: a chunk can be decoded when it has been spoken, and compute is waited for."""
+    torch.set_num_threads(1)  # a chunk is too little work to share: threads would mostly wait for each other
     context = Context(config.chunk_ms // ENCODER_FRAME_MS, config.left_context_chunks)
     piece = config.chunk_ms * SAMPLES_PER_MS
     for cut in cuts:
