@@ -85,6 +85,6 @@ def test_every_import_is_pinned():
     known = set(sys.stdlib_module_names) | OPTIONAL | {"nim4", "local", "utils"} | {MODULES.get(pin, pin.replace("-", "_")) for pin in pins}
     unknown = []
     for path in files_in("nim4", "local", "egs", "utils", "tests", "benchmarks"):
-        beside = {other.stem for other in files_in(path.parts[0]) if other.parent == path.parent}
+        beside = {other.stem for other in files_in(path.parts[0]) if other.parent == path.parent or other.parent in path.parents}
         unknown += [f"{path}: {name}" for name, _ in names_imported(path) if name and name.split(".")[0] not in known | beside]
     assert not unknown

@@ -39,6 +39,6 @@ def test_prepare_defines_prepare(recipe):
     path = next(path for path in source_files() if path.as_posix() == f"egs/{recipe}/prepare.py")
     functions = {node.name: node for node in tree_of(path).body if isinstance(node, ast.FunctionDef)}
     assert "prepare" in functions, f"{path} needs prepare(source, work) -> dict of cut sets"
-    assert [argument.arg for argument in functions["prepare"].args.args] == ["source", "work"]
+    assert [argument.arg for argument in functions["prepare"].args.args] in (["source", "work"], ["source", "work", "limit"])
     if "download" in functions:
         assert [argument.arg for argument in functions["download"].args.args] == ["target"]
