@@ -60,7 +60,7 @@ source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_
 [ "$exp_dir" = exp ] || exp_dir=$(caller_path "$exp_dir" new)
 [ "$preset" != ci ] || limit=${limit:-24} # the tests want a minute, not a result
 data=$data_dir/$corpus
-own_train=$(printf '%s\n' $train | sed -nE "s/^($corpus:)?([^:=]+)(=.*)?$/\\2/p" | tr '\n' ' ') # without weights and other corpora
+own_train=$(printf '%s\n' $train | sed -nE "s/^($corpus:)?([^:=]+)(=.*)?$/\\2/p" | paste -sd ' ') # without weights and other corpora
 exp=$exp_dir/$corpus/$tag
 
 model=$exp/3_pretrain

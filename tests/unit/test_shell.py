@@ -150,10 +150,11 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert done.returncode == 0, done.stderr
     programs = [arguments[0] for arguments in calls(repository)]
     assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", "03_pretrain", "11_decode", "12_score")]
-    prepare, fbank, _, pretrain, decode, score = calls(repository)
+    prepare, fbank, units, pretrain, decode, score = calls(repository)
     assert value_of(prepare, "--source") == "egs/mini/audio"
     assert value_of(prepare, "--out") == "data/mini/manifests"
-    assert value_of(fbank, "--cmvn-splits") == value_of(pretrain, "--train") != ""
+    assert value_of(pretrain, "--train") == "train_words train_phrases train_sent=0.3 train_an4"
+    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == "train_words train_phrases train_sent train_an4"
     assert value_of(pretrain, "--model-config") == "local/conf/model/mini.yaml"
     assert value_of(pretrain, "--out") == value_of(decode, "--model") == "exp/mini/base/3_pretrain"
     assert value_of(decode, "--lexicon") == "egs/mini/words.txt"
@@ -162,6 +163,14 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert done.stdout.splitlines()[-1] == "the table"
     assert "run stage 3 pretrain: CR-CTC" in done.stderr
     assert "run stage 12 score: done in " in done.stderr
+
+
+def test_a_mixture_gives_the_data_stages_their_own_corpus_only(repository):
+    done = start(repository, repository / "run.sh", "--train", "aishell:train mini:train_words=2 train_an4")
+    assert done.returncode == 0, done.stderr
+    _, fbank, units, pretrain, *_ = calls(repository)
+    assert value_of(pretrain, "--train") == "aishell:train mini:train_words=2 train_an4"
+    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == "train_words train_an4"
 
 
 def test_options_of_the_user_win_and_reach_their_stage(repository):
