@@ -153,8 +153,8 @@ def test_plain_run_is_mini_from_anywhere(repository):
     prepare, fbank, units, pretrain, decode, score = calls(repository)
     assert value_of(prepare, "--source") == "egs/mini/audio"
     assert value_of(prepare, "--out") == "data/mini/manifests"
-    assert value_of(pretrain, "--train") == "train_words train_phrases train_sent=0.3 train_an4"
-    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == "train_words train_phrases train_sent train_an4"
+    assert value_of(pretrain, "--train") == "train_words train_phrases train_sent train_an4"
+    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == value_of(pretrain, "--train")
     assert value_of(pretrain, "--model-config") == "local/conf/model/mini.yaml"
     assert value_of(pretrain, "--out") == value_of(decode, "--model") == "exp/mini/base/3_pretrain"
     assert value_of(decode, "--lexicon") == "egs/mini/words.txt"
