@@ -17,7 +17,7 @@ import torch
 
 from nim4 import stage
 from nim4.config import PretrainConfig, RecipeError, as_dict, load, read_yaml
-from nim4.corpus.batch import TrainBatches, eval_batches, parse_sources
+from nim4.corpus.batch import TrainBatches, eval_batches, parse_sources, phone_batches
 from nim4.corpus.feats import Cmvn
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.units import PhonemeInventory
@@ -105,18 +105,8 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
         log.info("weights and feature normalisation from %s", args.init)
     model.to(peers.device)
     valid_cuts = [cut for source in valid_sources for cut in load_cuts(source.path)]
-    batches = TrainBatches(
-        sources,
-        inventory,
-        max_duration_s=config.train.max_duration_s,
-        accum=config.train.accum,
-        rank=peers.rank,
-        world_size=peers.world_size,
-        seed=config.train.seed,
-        num_buckets=config.train.num_buckets,
-        num_workers=config.train.num_workers,
-        short_first_epochs=config.train.short_first_epochs,
-    )
+    make = phone_batches(inventory)
+    batches = TrainBatches(sources, make, config.train, peers.rank, peers.world_size)
     log.info("commit %s, torch %s, %s, %d process(es)", stage.git_commit(), torch.__version__, peers.device, peers.world_size)
     log.info(
         "encoder %s, phoneme head %s parameters; trains: both",
@@ -125,7 +115,7 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
     )
     log.info("train: %d utterances, %.2f h; valid: %d utterances", batches.num_utterances, batches.hours, len(valid_cuts))
     monitor = CkaMonitor(
-        model, take_frames(eval_batches(valid_cuts, inventory, VALID_BATCH_S), config.cka.max_frames), config.cka, work, config.train.max_steps
+        model, take_frames(eval_batches(valid_cuts, make, VALID_BATCH_S), config.cka.max_frames), config.cka, work, config.train.max_steps
     )
     trainer = Trainer(
         model,
@@ -134,7 +124,7 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
         config.train,
         work,
         peers,
-        evaluate=lambda: validate(model, eval_batches(valid_cuts, inventory, VALID_BATCH_S), peers.device),
+        evaluate=lambda: validate(model, eval_batches(valid_cuts, make, VALID_BATCH_S), peers.device),
         after_step=monitor.after_step,
         on_resume=monitor.resume,
     )

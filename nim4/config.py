@@ -66,11 +66,31 @@ class ConformerConfig:
 
 
 @dataclass(frozen=True)
+class AdaptorConfig:
+    """Encoder frames to embeddings of the language model."""
+
+    stack: int = 4  # encoder frames per embedding: 25 Hz to 6.25 Hz (paper, section 3.1)
+    hidden_dim: int = 2048  # ours: the paper says two layers, not how wide
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """The language model, as it is taken up by stage 4; later stages find it in their model folder."""
+
+    name: str = "Qwen/Qwen3-1.7B"  # paper; a name on the hub, or a folder
+    lora_rank: int = 0  # 0 = all weights are trained (the paper mentions no low-rank updates)
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.05
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to rebuild the network of a checkpoint folder."""
 
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
+    adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)  # used from stage 4 on
+    llm: LlmConfig = field(default_factory=LlmConfig)  # used from stage 4 on
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -120,6 +140,7 @@ class OptimConfig:
     num_buckets: int = 10
     short_first_epochs: int = 1  # epochs from the shortest utterance to the longest, before shuffled ones (SortaGrad, arXiv 1512.02595)
     precision: str = "fp32"  # fp32 | bf16
+    parallel: str = "ddp"  # ddp | fsdp2: several processes hold whole copies, or shards
     num_workers: int = 2
     seed: int = 0
     log_every: int = 50
@@ -152,6 +173,17 @@ class TrainConfig(OptimConfig):
 
 
 @dataclass(frozen=True)
+class SftConfig(OptimConfig):
+    """Stages 4 to 7: cross-entropy on the transcript. Step counts and rates are each stage's own: local/conf/train/*.yaml."""
+
+    encoder_lr_ratio: float = 1.0  # ours: rate of the encoder relative to the others, where it trains
+    partial_prob: float = 0.0  # ours: share of utterances cut at a chunk boundary, so that unfinished speech is known when streaming
+    partial_chunk_frames: int = 16  # encoder frames per chunk of those cuts: 640 ms, as deployed
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask_ratio=1.0))
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """All settings of stage 3; saved beside the weights."""
 
@@ -167,7 +199,8 @@ class PretrainConfig:
 class DecodeConfig:
     """One decode configuration: a file under local/conf/decode/. Never an architecture setting: those are in the model folder."""
 
-    method: str = "ctc_greedy"  # ctc_greedy
+    method: str = "ctc_greedy"  # ctc_greedy | llm
+    num_beams: int = 1  # llm: 1 = greedy
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6

@@ -7,7 +7,7 @@ epoch's order again and stepping over what was used, whatever data workers had r
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from nim4.config import RecipeError
+from nim4.config import OptimConfig, RecipeError
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.units import PhonemeInventory
 
@@ -47,9 +47,38 @@ class Batch:
         return replace(self, **moved)
 
     @property
+    def num_targets(self) -> float:
+        """What the loss of a training step is divided by: feature frames."""
+        return float(self.x_lens.sum())
+
+    @property
     def padding_share(self) -> float:
         """Share of the feature frames that are padding."""
         return 1.0 - float(self.x_lens.sum()) / (self.x.shape[0] * self.x.shape[1])
+
+
+@dataclass(frozen=True)
+class TextBatch(Batch):
+    """Utterances with what the language model reads and writes around the speech.
+
+    Attributes:
+        suffixes: token ids between speech and answer.
+        answers: token ids of the transcript and its end.
+        texts: the transcripts.
+    """
+
+    suffixes: list[list[int]]
+    answers: list[list[int]]
+    texts: list[str]
+
+    @property
+    def num_targets(self) -> float:
+        """What the loss of a training step is divided by: the answers' ids."""
+        return float(sum(map(len, self.answers)))
+
+
+# (utterances, epoch) -> their batch; what chance decides must follow from the epoch and the ids alone, not from the order of calls
+MakeBatch = Callable[[Sequence[MonoCut], int], Batch]
 
 
 def phones_of(cut: MonoCut) -> str:
@@ -87,12 +116,13 @@ class _Collated(Dataset):
     A RecipeError is returned rather than raised: a data worker would wrap it in a traceback.
     """
 
-    def __init__(self, inventory: PhonemeInventory):
-        self.inventory = inventory
+    def __init__(self, make: MakeBatch):
+        self.make = make
 
-    def __getitem__(self, cuts: CutSet) -> Batch | RecipeError:
+    def __getitem__(self, item: tuple[int, CutSet]) -> Batch | RecipeError:
+        epoch, cuts = item
         try:
-            return collate(list(cuts), self.inventory)
+            return self.make(list(cuts), epoch)
         except RecipeError as error:
             return error
 
@@ -139,32 +169,16 @@ class TrainBatches:
 
     Args:
         sources: manifests and weights.
-        inventory: turns phoneme strings into ids.
-        max_duration_s: padded audio per micro-batch.
-        accum: micro-batches per step and process.
+        make: turns utterances into a batch, see MakeBatch.
+        config: `max_duration_s` (padded audio per micro-batch), `accum` (micro-batches per step and process), `seed`, `num_buckets`,
+            `num_workers` and `short_first_epochs` count.
         rank, world_size: this process, and how many there are.
-        seed, num_buckets, num_workers, short_first_epochs: as in the training config.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        inventory: PhonemeInventory,
-        *,
-        max_duration_s: float,
-        accum: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        num_buckets: int,
-        num_workers: int,
-        short_first_epochs: int,
-    ):
+    def __init__(self, sources: Sequence[Source], make: MakeBatch, config: OptimConfig, rank: int = 0, world_size: int = 1):
         self._cuts = [(list(load_cuts(source.path)), source.weight) for source in sources]
-        self._dataset = _Collated(inventory)
-        self._max_duration_s, self._accum, self._rank, self._world_size = max_duration_s, accum, rank, world_size
-        self._seed, self._num_workers = seed, num_workers
-        self._num_buckets, self._short_first_epochs = num_buckets, short_first_epochs
+        self._dataset = _Collated(make)
+        self._config, self._rank, self._world_size = config, rank, world_size
         cuts = [cut for cuts, _ in self._cuts for cut in cuts]
         self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
 
@@ -172,11 +186,11 @@ class TrainBatches:
         chosen: list[MonoCut] = []
         for number, (cuts, weight) in enumerate(self._cuts):
             order = list(cuts)
-            random.Random(f"{self._seed} {number}").shuffle(order)
+            random.Random(f"{self._config.seed} {number}").shuffle(order)
             take = max(round(len(order) * weight), 1)
             start = take * epoch
             chosen += [order[i % len(order)] for i in range(start, start + take)]
-        random.Random(f"{self._seed} epoch {epoch}").shuffle(chosen)
+        random.Random(f"{self._config.seed} epoch {epoch}").shuffle(chosen)
         repeats: dict[str, int] = {}
         for position, cut in enumerate(chosen):  # a weight above 1 takes a cut twice; lhotse wants unique ids
             repeats[cut.id] = repeats.get(cut.id, 0) + 1
@@ -184,26 +198,26 @@ class TrainBatches:
                 chosen[position] = cut.with_id(f"{cut.id}-again{repeats[cut.id]}")
         return CutSet.from_cuts(chosen)
 
-    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[CutSet]:
+    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[tuple[int, CutSet]]:
         """This process's micro-batches of an epoch from `first_step` on; a last, incomplete step is left for another epoch's order."""
         cuts = self._epoch_cuts(epoch)
         # Every process draws the whole order, as if it were alone; which part is its own is decided below.
-        if epoch < self._short_first_epochs:
+        if epoch < self._config.short_first_epochs:
             shortest_first = cuts.sort_by_duration(ascending=True)
-            sampler = DynamicCutSampler(shortest_first, max_duration=self._max_duration_s, rank=0, world_size=1)
+            sampler = DynamicCutSampler(shortest_first, max_duration=self._config.max_duration_s, rank=0, world_size=1)
         else:
-            num_buckets = max(min(self._num_buckets, len(cuts) // 2), 1)
+            num_buckets = max(min(self._config.num_buckets, len(cuts) // 2), 1)
             sampler = DynamicBucketingSampler(
-                cuts, max_duration=self._max_duration_s, shuffle=True, seed=self._seed, num_buckets=num_buckets, rank=0, world_size=1
+                cuts, max_duration=self._config.max_duration_s, shuffle=True, seed=self._config.seed, num_buckets=num_buckets, rank=0, world_size=1
             )
             sampler.set_epoch(epoch)
         group: list[CutSet] = []
-        group_size, step = self._accum * self._world_size, 0
+        group_size, step = self._config.accum * self._world_size, 0
         for cuts_of_batch in sampler:
             group.append(cuts_of_batch)
             if len(group) == group_size:
                 if step >= first_step:
-                    yield from group[self._rank :: self._world_size]
+                    yield from ((epoch, cuts) for cuts in group[self._rank :: self._world_size])
                 group, step = [], step + 1
 
     def steps(self, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, int, list[Batch]]]:
@@ -217,15 +231,15 @@ class TrainBatches:
                 self._dataset,
                 sampler=_Once(self._own_cuts(epoch, first_step)),
                 batch_size=None,
-                num_workers=self._num_workers,
-                multiprocessing_context="fork" if self._num_workers else None,
+                num_workers=self._config.num_workers,
+                multiprocessing_context="fork" if self._config.num_workers else None,
             )
             step, micro_batches = first_step, []
             for batch in loader:
                 if isinstance(batch, RecipeError):
                     raise batch
                 micro_batches.append(batch)
-                if len(micro_batches) == self._accum:
+                if len(micro_batches) == self._config.accum:
                     yield epoch, step, micro_batches
                     step, micro_batches = step + 1, []
             if step == 0:
@@ -241,20 +255,28 @@ class TrainBatches:
 class _Once:
     """An iterator as a DataLoader's sampler: it is asked for its iterator once."""
 
-    def __init__(self, items: Iterator[CutSet]):
+    def __init__(self, items: Iterator[tuple[int, CutSet]]):
         self._items = items
 
-    def __iter__(self) -> Iterator[CutSet]:
+    def __iter__(self) -> Iterator[tuple[int, CutSet]]:
         return self._items
 
 
-def eval_batches(cuts: CutSet, inventory: PhonemeInventory, max_duration_s: float) -> Iterator[Batch]:
-    """All of `cuts` once, longest first, in padded batches of at most `max_duration_s` (one longer utterance stands alone)."""
+def phone_batches(inventory: PhonemeInventory) -> MakeBatch:
+    """How stages 3 and 9 make their batches: features and phonemes, nothing left to chance."""
+    return lambda cuts, epoch: collate(cuts, inventory)
+
+
+def eval_batches(cuts: CutSet, make: MakeBatch, max_duration_s: float) -> Iterator[Batch]:
+    """All of `cuts` once, longest first, in padded batches of at most `max_duration_s` (one longer utterance stands alone).
+
+    They are made as of epoch -1, in which nothing is left to chance.
+    """
     pending: list[MonoCut] = []
     for cut in sorted(cuts, key=lambda cut: (-cut.duration, cut.id)):
         if pending and pending[0].duration * (len(pending) + 1) > max_duration_s:
-            yield collate(pending, inventory)
+            yield make(pending, -1)
             pending = []
         pending.append(cut)
     if pending:
-        yield collate(pending, inventory)
+        yield make(pending, -1)

@@ -9,7 +9,7 @@ import torch
 from tiny import INVENTORY, TRAIN, tiny_model, write_features
 
 from nim4.config import AugmentConfig, OptimConfig, RecipeError, TrainConfig
-from nim4.corpus.batch import Source, TrainBatches
+from nim4.corpus.batch import Source, TrainBatches, phone_batches
 from nim4.model.checkpoint import read_weights
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes
@@ -33,18 +33,7 @@ def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None,
     """A training run with dropout, both views and all augmentation; `kill_at` ends it inside that step's after_step."""
     config = TrainConfig(**(SETTINGS | settings))
     model = model or tiny_model(dropout=0.1)
-    batches = TrainBatches(
-        [Source(manifest)],
-        INVENTORY,
-        max_duration_s=config.max_duration_s,
-        accum=config.accum,
-        rank=0,
-        world_size=1,
-        seed=config.seed,
-        num_buckets=config.num_buckets,
-        num_workers=config.num_workers,
-        short_first_epochs=config.short_first_epochs,
-    )
+    batches = TrainBatches([Source(manifest)], phone_batches(INVENTORY), config)
 
     def stop(step):
         after_step(step)
