@@ -26,11 +26,10 @@ from nim4.model.ctc import PhonemeModel
 from nim4.train.cka import CkaMonitor, plot_registry, read_registry, take_frames
 from nim4.train.cr_ctc import cr_ctc, validate
 from nim4.train.distributed import Processes, processes
+from nim4.train.fine_tuning import UNRECORDED, VALID_BATCH_S, read_section
 from nim4.train.loop import Trainer
 
 log = stage.log
-VALID_BATCH_S = 120.0  # audio per validation batch
-UNRECORDED = ("num_workers", "log_every")  # settings that cannot change the result
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,14 +76,6 @@ def main() -> None:
         if peers.is_main:
             output.finish(**facts)
             shutil.rmtree(args.out / "checkpoints")  # only now: a run killed before this line still resumes
-
-
-def read_section(path: Path, name: str) -> dict:
-    """One section of a YAML file. Raises RecipeError when it is missing: defaults in its place would be another training."""
-    section = read_yaml(path).get(name)
-    if not isinstance(section, dict):
-        raise RecipeError(f"{path}: {name}", expected="a group of settings", found=repr(section), fix="see the files in local/conf/train/")
-    return section
 
 
 def check_same_tokens(init: Path, inventory: PhonemeInventory) -> None:

@@ -192,6 +192,41 @@ class PretrainConfig:
     cka: CkaConfig = field(default_factory=CkaConfig)
 
 
+@dataclass(frozen=True)
+class AlignConfig:
+    """All settings of stage 4: the adaptor learns to speak to the language model."""
+
+    adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    train: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class SwapConfig:
+    """When stage 5 takes up the next encoder (paper, section 3.3: 1 M, 1 M and 2 M steps on three snapshots)."""
+
+    min_dwell: float = 0.25  # share of max_steps that an encoder stays at least; snapshots that come sooner wait in line
+    final: float = 0.5  # share of max_steps on the last snapshot
+    rewarm: float = 0.01  # share of max_steps over which the rate is warmed up after a swap (ours)
+
+
+@dataclass(frozen=True)
+class IaSftConfig:
+    """All settings of stage 5: iterative asynchronous fine-tuning, with encoders swapped in while it runs."""
+
+    swaps: SwapConfig = field(default_factory=SwapConfig)
+    train: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class JointSftConfig:
+    """All settings of stage 6: everything trains together."""
+
+    drift_alarm: float = 0.9  # ours: a warning is logged when the CKA of the encoder with that of stage 5 falls below this
+    drift_frames: int = 20_000  # encoder frames it is measured on
+    train: SftConfig = field(default_factory=SftConfig)
+
+
 # ------------------------------------------------------------------------------------------------------------- decoding
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nim4.config import ModelConfig, RecipeError
+from nim4.config import AdaptorConfig, LlmConfig, ModelConfig, RecipeError
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.adaptor import SpeechAdaptor
@@ -151,19 +151,18 @@ def max_answer_tokens(speech_tokens: int) -> int:
     return 8 + 4 * speech_tokens
 
 
-def new_speech_llm(folder: Path, config: ModelConfig, encoder_weights: dict[str, Tensor] | None = None) -> tuple[SpeechLlm, PhonemeInventory]:
-    """A speech LLM with a fresh adaptor, from a phoneme model's folder and `config.llm`.
+def new_speech_llm(folder: Path, adaptor: AdaptorConfig, llm: LlmConfig, acoustic_weights: dict[str, Tensor]) -> tuple[SpeechLlm, PhonemeInventory]:
+    """A speech LLM with a fresh adaptor.
 
     Args:
-        folder: of stage 3; the encoder's shape is taken from there.
-        config: its `adaptor` and `llm` count.
-        encoder_weights: of a snapshot, in place of the folder's own.
+        folder: of stage 3; the encoder's shape and the phoneme inventory are taken from there.
+        acoustic_weights: encoder, phoneme head and normalisation, e.g. of a snapshot in that folder.
     """
     own, inventory = read_model_config(folder)
-    config = replace(own, adaptor=config.adaptor, llm=config.llm)
+    config = replace(own, adaptor=adaptor, llm=llm)
     acoustic = PhonemeModel(config)
-    load_into(acoustic, acoustic_weights(read_weights(folder / WEIGHTS)) if encoder_weights is None else encoder_weights, folder)
-    return SpeechLlm(acoustic, load_llm(config.llm), config), inventory
+    load_into(acoustic, acoustic_weights, folder)
+    return SpeechLlm(acoustic, load_llm(llm), config), inventory
 
 
 def load_speech_llm(folder: Path, device: torch.device) -> tuple[SpeechLlm, PhonemeInventory]:

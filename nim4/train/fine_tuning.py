@@ -1,0 +1,144 @@
+"""What the stages after pre-training do alike: options, settings, output folder, processes, data, the saved model.
+
+Each program in local/ says what its stage is about; this is the plumbing below it.
+"""
+
+import argparse
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nim4.config import Config, OptimConfig, RecipeError, SftConfig, as_dict, load, read_yaml
+from nim4.corpus.batch import MakeBatch, Source, TrainBatches, eval_batches, parse_sources
+from nim4.corpus.examples import Examples
+from nim4.corpus.manifest import load_cuts
+from nim4.corpus.units import PhonemeInventory
+from nim4.model.asr import SpeechLlm
+from nim4.stage import StageOutput, git_commit, read_json, write_json
+from nim4.train.distributed import Processes, processes, whole_weights
+from nim4.train.loop import Trainer
+from nim4.train.roles import ROLES, assign_roles
+from nim4.train.sft import sft_loss, validate_sft
+
+log = logging.getLogger("nim4")
+VALID_BATCH_S = 120.0  # audio per validation batch
+UNRECORDED = ("num_workers", "log_every")  # settings that cannot change the result
+
+
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """The options that every training stage takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--units", type=Path, required=True, help="folder of stage 2: manifests with phonemes, tokens.txt")
+    parser.add_argument("--train", required=True, help="training splits, e.g. 'train' or 'aishell:train librispeech:train-clean-100=0.3'")
+    parser.add_argument("--valid", required=True, help="validation splits")
+    parser.add_argument("--train-config", type=Path, required=True, help="local/conf/train/*.yaml; the section of this stage is used")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. train.max_steps=10; repeatable")
+    parser.add_argument("--init", type=Path, required=True, help="model folder to start from")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to make")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser
+
+
+def read_section(path: Path, name: str) -> dict:
+    """One section of a YAML file. Raises RecipeError when it is missing: defaults in its place would be another training."""
+    section = read_yaml(path).get(name)
+    if not isinstance(section, dict):
+        raise RecipeError(f"{path}: {name}", expected="a group of settings", found=repr(section), fix="see the files in local/conf/train/")
+    return section
+
+
+def read_settings(cls: type[Config], args: argparse.Namespace, section: str, more: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a stage: its section of --train-config, `more` from other files, and --set on top."""
+    return load(cls, {**(more or {}), **read_section(args.train_config, section)}, args.set, f"{args.train_config}: {section}")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One run of a training stage, between the opening of its output folder and its end."""
+
+    name: str
+    work: Path
+    peers: Processes
+    sources: Sequence[Source]
+    valid_cuts: list
+
+    def batches(self, make: MakeBatch, config: OptimConfig) -> TrainBatches:
+        """The training data of this process."""
+        batches = TrainBatches(self.sources, make, config, self.peers.rank, self.peers.world_size)
+        log.info("train: %d utterances, %.2f h; valid: %d utterances", batches.num_utterances, batches.hours, len(self.valid_cuts))
+        return batches
+
+    def valid_batches(self, make: MakeBatch) -> Iterator:
+        """The validation data, whole on every process."""
+        return eval_batches(self.valid_cuts, make, VALID_BATCH_S)
+
+    def fine_tune(self, model: SpeechLlm, config: SftConfig, examples: Examples, **hooks: Any) -> Trainer:
+        """Trains the parts that have a role in this stage on transcripts, to the end; `hooks` go to the Trainer."""
+        torch.manual_seed(config.seed)
+        assign_roles(model, ROLES[self.name], model.config.llm)
+        model.to(self.peers.device)
+        trainer = Trainer(
+            model,
+            sft_loss(model.acoustic.mean, config),
+            self.batches(examples, config),
+            config,
+            self.work,
+            self.peers,
+            evaluate=lambda: validate_sft(model, self.valid_batches(examples), self.peers.device),
+            lr_ratios={"acoustic.encoder.": config.encoder_lr_ratio},
+            **hooks,
+        )
+        trainer.run()
+        return trainer
+
+    def save(self, model: SpeechLlm, inventory: PhonemeInventory, settings: Any) -> None:
+        """Writes the model folder and the resolved settings; to be called on all processes."""
+        weights = whole_weights(model)
+        if self.peers.is_main:
+            model.save(self.work, weights, inventory)
+            write_json(self.work / "settings.json", as_dict(settings))
+
+
+@contextmanager
+def training_run(name: str, args: argparse.Namespace, settings: Any, inputs: Sequence[Path] = ()) -> Iterator[TrainingRun | None]:
+    """Opens the output folder and joins the processes; yields None when there is nothing to do. Left without an error, it records the stage.
+
+    Args:
+        name: of the stage, as in ROLES.
+        settings: decide the content, with the splits.
+        inputs: files and folders that decide it too, besides the manifests.
+    """
+    sources, valid_sources = parse_sources(args.train, args.units), parse_sources(args.valid, args.units)
+    if "=" in args.valid:
+        raise RecipeError("--valid", expected="splits without weights", found=args.valid, fix="remove the = and what follows it")
+    recorded = as_dict(settings)
+    for field in UNRECORDED:
+        recorded["train"].pop(field)
+    output = StageOutput(
+        args.out,
+        config={**recorded, "train_splits": args.train, "valid_splits": args.valid},
+        inputs=[source.path for source in sources + valid_sources] + [args.units / "tokens.txt", *inputs],
+    )
+    with processes(args.device) as peers:
+        if output.is_done():
+            yield None
+            return
+        work = output.begin(resume=True) if peers.is_main else output.work
+        peers.barrier()
+        log.info("commit %s, torch %s, %s, %d process(es)", git_commit(), torch.__version__, peers.device, peers.world_size)
+        yield TrainingRun(name, work, peers, sources, [cut for source in valid_sources for cut in load_cuts(source.path)])
+        if peers.is_main:
+            output.finish(**read_final(work))
+            shutil.rmtree(args.out / "checkpoints", ignore_errors=True)  # only now: a run killed before this line still resumes
+
+
+def read_final(work: Path) -> dict[str, Any]:
+    """What done.json notes of the training: its last step and validation numbers."""
+    final = read_json(work / "final.json")
+    return {"step": final["step"], "valid": final["valid"]}
