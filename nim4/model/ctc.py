@@ -144,6 +144,6 @@ def forced_align(log_probs: np.ndarray, phones: Sequence[int]) -> np.ndarray:
     path = np.empty(num_frames, dtype=np.int64)
     for frame in range(num_frames - 1, -1, -1):
         path[frame] = state
-        state -= moved[frame, state]
+        state -= int(moved[frame, state])
     states = np.arange(1, len(labels), 2)
     return np.stack([np.searchsorted(path, states), np.searchsorted(path, states, side="right") - 1], axis=1)

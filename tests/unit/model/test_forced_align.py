@@ -52,6 +52,13 @@ def test_phones_are_found_where_they_are_sure():
     assert spans.dtype == np.int64
 
 
+def test_more_phones_than_a_byte_can_count():
+    labels = np.resize([1, 0, 2, 2, 0], 1000)
+    log_probs = np.log(np.full((len(labels), 3), 0.01) + 0.97 * np.eye(3)[labels]).astype(np.float32)
+    expected = [span for start in range(0, 1000, 5) for span in ([start, start], [start + 2, start + 3])]
+    assert forced_align(log_probs, [1, 2] * 200).tolist() == expected
+
+
 def test_of_equally_probable_paths_it_is_always_the_same():
     flat = np.full((9, 3), -np.log(3), dtype=np.float32)
     spans = forced_align(flat, [1, 2, 1])
