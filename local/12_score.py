@@ -42,8 +42,9 @@ def score_set(decoded: DecodedSet, metrics: list[str], profile: str, work: Path)
     command = shlex.join(["python", os.path.relpath(sys.argv[0], nim4.stage.ROOT), *sys.argv[1:]])
     records = []
     for metric in metrics:
-        if metric != "PER" and not decoded.has_text:
-            log.info("%s/%s: no words, so no %s", decoded.config, decoded.test_set, metric)
+        has_units, units = (decoded.has_phones, "phonemes") if metric == "PER" else (decoded.has_text, "words")
+        if not has_units and any(hyp.error is None for hyp in decoded.hyps.values()):
+            log.info("%s/%s: no %s, so no %s", decoded.config, decoded.test_set, units, metric)
             continue
         scored = score(decoded.refs, decoded.hyps, metric)
         records.append(make_record(decoded, metric, scored, profile=profile, command=command))

@@ -227,6 +227,13 @@ class JointSftConfig:
     train: SftConfig = field(default_factory=SftConfig)
 
 
+@dataclass(frozen=True)
+class PhonemeHeadConfig:
+    """All settings of stage 9: the phoneme head on the frozen encoder. One view is enough: there is no encoder to regularise."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(cr_weight=0.0))
+
+
 # ------------------------------------------------------------------------------------------------------------- decoding
 
 

@@ -7,10 +7,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
-from lhotse import MonoCut
-
 from nim4.config import SftConfig
 from nim4.corpus.batch import Batch, TextBatch, collate
+from nim4.corpus.manifest import MonoCut
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import PhonemeInventory
 

@@ -22,7 +22,7 @@ from nim4.corpus.units import PhonemeInventory
 from nim4.model.adaptor import SpeechAdaptor
 from nim4.model.checkpoint import ADAPTOR, WEIGHTS, acoustic_weights, load_into, read_model_config, read_weights, save_model
 from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
-from nim4.model.ctc import PhonemeModel
+from nim4.model.ctc import PhonemeModel, frozen_in_evaluation
 from nim4.model.llm import Llm, generate, load_llm, save_llm
 
 LLM_FOLDER = "llm"
@@ -50,9 +50,7 @@ class SpeechLlm(nn.Module):
     def train(self, mode: bool = True) -> "SpeechLlm":
         """Like any module's, but parts that are frozen as a whole stay in evaluation mode: without dropout."""
         super().train(mode)
-        for part in (self.acoustic.encoder, self.acoustic.head, self.adaptor, self.llm):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
+        frozen_in_evaluation(self.adaptor, self.llm)
         return self
 
     def speech(self, x: Tensor, x_lens: Tensor, context: Context = FULL_CONTEXT) -> tuple[Tensor, Tensor]:
@@ -163,6 +161,14 @@ def new_speech_llm(folder: Path, adaptor: AdaptorConfig, llm: LlmConfig, acousti
     acoustic = PhonemeModel(config)
     load_into(acoustic, acoustic_weights, folder)
     return SpeechLlm(acoustic, load_llm(llm), config), inventory
+
+
+def read_speech_llm_config(folder: Path) -> tuple[ModelConfig, PhonemeInventory]:
+    """Shape and phoneme inventory of a speech LLM's folder. Raises RecipeError if it is not one of stages 4 to 9."""
+    config, inventory = read_model_config(folder)
+    if not (folder / LLM_FOLDER).is_dir():
+        raise RecipeError(folder, expected="a model folder of stage 4 or later", found="no llm/ in it", fix="run stage 4, or correct the option")
+    return config, inventory
 
 
 def load_speech_llm(folder: Path, device: torch.device) -> tuple[SpeechLlm, PhonemeInventory]:

@@ -42,6 +42,12 @@ class PhonemeModel(nn.Module):
         self.register_buffer("mean", torch.zeros(config.encoder.num_mel_bins))
         self.register_buffer("inverse_std", torch.ones(config.encoder.num_mel_bins))
 
+    def train(self, mode: bool = True) -> "PhonemeModel":
+        """Like any module's, but parts that are frozen as a whole stay in evaluation mode: without dropout."""
+        super().train(mode)
+        frozen_in_evaluation(self.encoder, self.head)
+        return self
+
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Takes the global mean and standard deviation of the features, (80,) each, into the weights."""
         self.mean.copy_(mean)
@@ -55,6 +61,13 @@ class PhonemeModel(nn.Module):
         """Log-Mel features (B, T, 80) -> (B, S, V) log-probabilities and (B,) encoder lengths."""
         x, x_lens = self.encoder(self.normalise(x), x_lens, context)
         return self.head(x), x_lens
+
+
+def frozen_in_evaluation(*parts: nn.Module) -> None:
+    """Puts the parts without a trainable parameter into evaluation mode."""
+    for part in parts:
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.eval()
 
 
 def ctc_loss(log_probs: Tensor, x_lens: Tensor, phones: Tensor, phone_lens: Tensor) -> Tensor:

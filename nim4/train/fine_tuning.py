@@ -102,7 +102,11 @@ class TrainingRun:
         weights = whole_weights(model)
         if self.peers.is_main:
             model.save(self.work, weights, inventory)
-            write_json(self.work / "settings.json", as_dict(settings))
+            self.save_settings(settings)
+
+    def save_settings(self, settings: Any) -> None:
+        """Writes the resolved settings beside the weights."""
+        write_json(self.work / "settings.json", as_dict(settings))
 
 
 @contextmanager

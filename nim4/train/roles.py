@@ -1,6 +1,9 @@
 """Which part trains in which stage: the paper's Figure 2 as a table."""
 
 import logging
+from collections.abc import Mapping
+
+from torch import nn
 
 from nim4.config import LlmConfig
 from nim4.model.asr import SpeechLlm
@@ -22,15 +25,17 @@ ROLES = {  # stage -> parts that train; all others are frozen
 
 
 def assign_roles(model: SpeechLlm, trained: tuple[str, ...], llm: LlmConfig) -> None:
-    """Lets the parts `trained` train, freezes the others, and logs the table. With `llm.lora_rank` the LLM trains by low-rank updates."""
-    parts = {"encoder": model.acoustic.encoder, "head": model.acoustic.head, "adaptor": model.adaptor, "llm": model.llm}
-    for name, part in parts.items():
-        part.requires_grad_(name in trained)
+    """Lets the parts `trained` train and freezes the others. With `llm.lora_rank` the LLM trains by low-rank updates."""
     if llm.lora_rank and "llm" in trained:
         model.llm = add_lora(Llm(model.llm, model.tokenizer, llm.name), llm).model  # freezes what it wraps
-        parts["llm"] = model.llm
+    freeze_all_but({"encoder": model.acoustic.encoder, "head": model.acoustic.head, "adaptor": model.adaptor, "llm": model.llm}, trained)
+
+
+def freeze_all_but(parts: Mapping[str, nn.Module], trained: tuple[str, ...]) -> None:
+    """Freezes the parts that are not in `trained`, and logs the table. What a part itself has frozen stays so."""
     for name, part in parts.items():
-        parameters = list(part.parameters())
-        train = [parameter for parameter in parameters if parameter.requires_grad]
+        if name not in trained:
+            part.requires_grad_(False)
+        train = [parameter for parameter in part.parameters() if parameter.requires_grad]
         told = f"trains {count_parameters(train)}" if train else "frozen"
-        log.info("roles: %-8s %9s parameters, %s", name, count_parameters(parameters), told)
+        log.info("roles: %-8s %9s parameters, %s", name, count_parameters(part.parameters()), told)
