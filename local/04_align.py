@@ -9,11 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
 
+from local.training_options import training_parser
 from nim4 import stage
 from nim4.config import AlignConfig, read_yaml
 from nim4.corpus.examples import Examples
 from nim4.model.asr import new_speech_llm
-from nim4.train.fine_tuning import read_settings, training_parser, training_run
+from nim4.train.fine_tuning import read_settings, training_run
 from nim4.train.snapshots import alignment_snapshot, read_snapshot
 
 

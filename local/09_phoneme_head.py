@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
 
+from local.training_options import training_parser
 from nim4 import stage
 from nim4.config import PhonemeHeadConfig
 from nim4.corpus.batch import phone_batches
@@ -16,7 +17,7 @@ from nim4.model.asr import LLM_FOLDER, read_speech_llm_config
 from nim4.model.checkpoint import ADAPTOR, WEIGHTS, load_model, read_weights, save_model
 from nim4.model.llm import link_llm
 from nim4.train.cr_ctc import cr_ctc, validate
-from nim4.train.fine_tuning import read_settings, training_parser, training_run
+from nim4.train.fine_tuning import read_settings, training_run
 from nim4.train.loop import Trainer
 from nim4.train.roles import ROLES, freeze_all_but
 

@@ -1,16 +1,15 @@
-"""What the stages after pre-training do alike: options, settings, output folder, processes, data, the saved model.
+"""What the stages after pre-training do alike: settings, output folder, processes, data, the saved model.
 
 Each program in local/ says what its stage is about; this is the plumbing below it.
 """
 
-import argparse
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -31,20 +30,6 @@ VALID_BATCH_S = 120.0  # audio per validation batch
 UNRECORDED = ("num_workers", "log_every")  # settings that cannot change the result
 
 
-def training_parser(description: str) -> argparse.ArgumentParser:
-    """The options that every training stage takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--units", type=Path, required=True, help="folder of stage 2: manifests with phonemes, tokens.txt")
-    parser.add_argument("--train", required=True, help="training splits, e.g. 'train' or 'aishell:train librispeech:train-clean-100=0.3'")
-    parser.add_argument("--valid", required=True, help="validation splits")
-    parser.add_argument("--train-config", type=Path, required=True, help="local/conf/train/*.yaml; the section of this stage is used")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. train.max_steps=10; repeatable")
-    parser.add_argument("--init", type=Path, required=True, help="model folder to start from")
-    parser.add_argument("--out", type=Path, required=True, help="model folder to make")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return parser
-
-
 def read_section(path: Path, name: str) -> dict:
     """One section of a YAML file. Raises RecipeError when it is missing: defaults in its place would be another training."""
     section = read_yaml(path).get(name)
@@ -53,7 +38,19 @@ def read_section(path: Path, name: str) -> dict:
     return section
 
 
-def read_settings(cls: type[Config], args: argparse.Namespace, section: str, more: Mapping[str, Any] | None = None) -> Config:
+class Options(Protocol):
+    """What the library needs of a training program's options (local/training_options.py)."""
+
+    units: Path
+    train: str
+    valid: str
+    train_config: Path
+    set: list[str]
+    out: Path
+    device: str
+
+
+def read_settings(cls: type[Config], args: Options, section: str, more: Mapping[str, Any] | None = None) -> Config:
     """The settings of a stage: its section of --train-config, `more` from other files, and --set on top."""
     return load(cls, {**(more or {}), **read_section(args.train_config, section)}, args.set, f"{args.train_config}: {section}")
 
@@ -110,7 +107,7 @@ class TrainingRun:
 
 
 @contextmanager
-def training_run(name: str, args: argparse.Namespace, settings: Any, inputs: Sequence[Path] = ()) -> Iterator[TrainingRun | None]:
+def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path] = ()) -> Iterator[TrainingRun | None]:
     """Opens the output folder and joins the processes; yields None when there is nothing to do. Left without an error, it records the stage.
 
     Args:
