@@ -139,6 +139,7 @@ class OptimConfig:
     accum: int = 1  # micro-batches per step
     num_buckets: int = 10
     short_first_epochs: int = 1  # epochs from the shortest utterance to the longest, before shuffled ones (SortaGrad, arXiv 1512.02595)
+    long_weight: float = 1.0  # times an epoch takes the longer half of each split; stage 7 takes it more than once
     precision: str = "fp32"  # fp32 | bf16
     parallel: str = "ddp"  # ddp | fsdp2: several processes hold whole copies, or shards
     num_workers: int = 2
@@ -225,6 +226,36 @@ class JointSftConfig:
     drift_alarm: float = 0.9  # ours: a warning is logged when the CKA of the encoder with that of stage 5 falls below this
     drift_frames: int = 20_000  # encoder frames it is measured on
     train: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class EntityConfig:
+    """Which phrases of the training transcripts are taken for entities; the rules are ours, see nim4/corpus/entities.py."""
+
+    min_count: int = 2  # times that a phrase must occur; entries of a word list always count
+    everyday_share: float = 0.1  # share of the phrases, the most frequent ones, that are everyday ones; where no language model decides
+
+
+@dataclass(frozen=True)
+class HintConfig:
+    """Hints of a training utterance (paper, context SFT). An utterance is of one kind, or has no hints; all values are ours: none is stated."""
+
+    keywords_prob: float = 0.5  # kind: the entities of the transcript, and distractors among them
+    distractor_prob: float = 0.5  # there: chance of one sound-alike for each entity
+    only_distractors_prob: float = 0.1  # kind: sound-alikes alone, one for each entity of the transcript
+    unrelated_prob: float = 0.1  # kind: entities that have nothing to do with the utterance
+    max_unrelated: int = 3  # there: 1 to this many
+    max_hints: int = 10  # all kinds
+    max_phone_changes: int = 2  # a sound-alike has at most so many other phones, and never more than half: one Mandarin syllable
+
+
+@dataclass(frozen=True)
+class ContextSftConfig:
+    """All settings of stage 7: hints in the prompt, right ones and wrong ones."""
+
+    entities: EntityConfig = field(default_factory=EntityConfig)
+    hints: HintConfig = field(default_factory=HintConfig)
+    train: SftConfig = field(default_factory=lambda: SftConfig(learning_rate=1e-6, long_weight=2.0))  # rate: paper; weight: ours
 
 
 @dataclass(frozen=True)

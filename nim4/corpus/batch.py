@@ -164,6 +164,11 @@ def parse_sources(specification: str, default_folder: Path) -> list[Source]:
     return sources
 
 
+def longer_half(cuts: Sequence[MonoCut]) -> list[MonoCut]:
+    """The longest half of `cuts`, rounded down; among equal lengths, those whose id comes first."""
+    return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))[: len(cuts) // 2]
+
+
 class TrainBatches:
     """An endless, repeatable stream of training steps, each a list of this process's micro-batches.
 
@@ -171,7 +176,7 @@ class TrainBatches:
         sources: manifests and weights.
         make: turns utterances into a batch, see MakeBatch.
         config: `max_duration_s` (padded audio per micro-batch), `accum` (micro-batches per step and process), `seed`, `num_buckets`,
-            `num_workers` and `short_first_epochs` count.
+            `num_workers`, `short_first_epochs` and `long_weight` count.
         rank, world_size: this process, and how many there are.
     """
 
@@ -181,6 +186,11 @@ class TrainBatches:
         self._config, self._rank, self._world_size = config, rank, world_size
         cuts = [cut for cuts, _ in self._cuts for cut in cuts]
         self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
+        if config.long_weight < 1:
+            raise RecipeError("train.long_weight", expected="at least 1", found=config.long_weight, fix="1 takes all utterances alike")
+        if config.long_weight > 1:  # what comes more than once is a source of its own
+            halves = [(longer_half(cuts), weight * (config.long_weight - 1)) for cuts, weight in self._cuts]
+            self._cuts += [(half, weight) for half, weight in halves if half]
 
     def _epoch_cuts(self, epoch: int) -> CutSet:
         chosen: list[MonoCut] = []

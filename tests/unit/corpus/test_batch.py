@@ -165,6 +165,27 @@ def test_features_that_cannot_be_read_stop_a_data_worker_with_one_line(manifest,
         next(make(tmp_path / "broken.jsonl.gz", num_workers=1).steps())
 
 
+@pytest.mark.parametrize(("long_weight", "times"), [(1.0, 0), (2.0, 1), (3.0, 2)])
+def test_the_longer_half_comes_more_often(manifest, long_weight, times):
+    lengths = {cut.id: cut.duration for cut in load_cuts(manifest)}
+    longer = sorted(lengths, key=lambda name: (-lengths[name], name))[:15]
+    for batches in epochs(make(manifest, long_weight=long_weight, accum=1), 2):
+        counts = Counter(name.partition("-again")[0] for name in flat(batches))
+        assert counts == Counter(lengths.keys()) + Counter(longer * times)
+
+
+def test_half_a_time_more(manifest):
+    found = [flat(batches) for batches in epochs(make(manifest, long_weight=1.5), 2)]
+    assert [len(names) for names in found] == [38, 38]  # 30 and half of 15
+    more = [{name.partition("-again")[0] for name in names if "-again" in name} for names in found]
+    assert len(more[0] | more[1]) == 15
+
+
+def test_long_ones_cannot_come_less_often(manifest):
+    with pytest.raises(RecipeError, match=r"train\.long_weight: expected at least 1"):
+        make(manifest, long_weight=0.5)
+
+
 def test_eval_batches_cover_everything_once(manifest):
     cuts = load_cuts(manifest)
     batches = list(eval_batches(cuts, phone_batches(INVENTORY), 5.0))
