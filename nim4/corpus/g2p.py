@@ -315,6 +315,11 @@ def _phrases() -> WordList:
     return WordList([*PHRASES_DICT, *(word for word in _corrections() if is_han(word[0]) and len(word) > 1)])
 
 
+def split_phrases(run: str) -> list[tuple[str, bool]]:
+    """Cuts Chinese characters into the phrases of the dictionary and what is between them: (piece, is a phrase)."""
+    return list(_phrases().split(run))
+
+
 @functools.cache
 def _read_phrase(phrase: str) -> Reading:
     """A phrase in citation tones."""
