@@ -107,13 +107,14 @@ class TrainingRun:
 
 
 @contextmanager
-def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path] = ()) -> Iterator[TrainingRun | None]:
+def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path] = (), **options: str) -> Iterator[TrainingRun | None]:
     """Opens the output folder and joins the processes; yields None when there is nothing to do. Left without an error, it records the stage.
 
     Args:
         name: of the stage, as in ROLES.
         settings: decide the content, with the splits.
         inputs: files and folders that decide it too, besides the manifests.
+        options: of this stage alone, that decide it too.
     """
     sources, valid_sources = parse_sources(args.train, args.units), parse_sources(args.valid, args.units)
     if "=" in args.valid:
@@ -123,7 +124,7 @@ def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path]
         recorded["train"].pop(field)
     output = StageOutput(
         args.out,
-        config={**recorded, "train_splits": args.train, "valid_splits": args.valid},
+        config={**recorded, "train_splits": args.train, "valid_splits": args.valid, **options},
         inputs=[source.path for source in sources + valid_sources] + [args.units / "tokens.txt", *inputs],
     )
     with processes(args.device) as peers:
