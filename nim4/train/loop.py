@@ -34,9 +34,13 @@ from nim4.train.distributed import (
     whole_optimizer,
     whole_weights,
 )
+from nim4.train.muon import MuonAdamW
 
 log = logging.getLogger("nim4")
 
+
+# parameters that Muon steps where it is chosen: the matrices between two hidden layers
+HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.")
 
 # settings that count something there must be at least one of
 COUNTS = ("max_steps", "accum", "num_buckets", "log_every", "valid_every", "save_every", "keep_last", "average_last", "max_nonfinite_in_row")
@@ -72,20 +76,22 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, lr_ratios: Mapping[str, float] = MappingProxyType({})) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on biases and norms.
+    """AdamW over the trainable parameters, or Muon on HIDDEN and AdamW on the others; no weight decay on biases and norms.
 
     Args:
         lr_ratios: beginning of a parameter's name -> its rate relative to the others'.
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             ratio = next((ratio for start, ratio in lr_ratios.items() if name.startswith(start)), 1.0)
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            group = groups.setdefault((ratio, -decay), {"params": [], "weight_decay": decay, "lr_ratio": ratio})
+            muon = config.optimizer == "muon" and parameter.ndim == 2 and name.startswith(HIDDEN)
+            group = groups.setdefault((ratio, -decay, muon), {"params": [], "weight_decay": decay, "lr_ratio": ratio, "muon": muon})
             group["params"].append(parameter)
     # in a fixed order, since a resumed run takes up its optimiser's state by it
-    return torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+    optimizer = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
+    return optimizer([groups[key] for key in sorted(groups)], lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
 
 
 def _generator(*key: int) -> Generator:
@@ -134,6 +140,10 @@ class Trainer:
     ):
         if config.precision not in ("fp32", "bf16"):
             raise RecipeError("train.precision", expected="fp32 or bf16", found=config.precision, fix="--set train.precision=bf16")
+        if config.optimizer not in ("adamw", "muon"):
+            raise RecipeError("train.optimizer", expected="adamw or muon", found=config.optimizer, fix="--set train.optimizer=adamw")
+        if (config.optimizer, config.parallel) == ("muon", "fsdp2"):  # it needs whole matrices
+            raise RecipeError("train.optimizer", expected="adamw with train.parallel=fsdp2", found="muon", fix="--set train.optimizer=adamw")
         if config.parallel not in ("ddp", "fsdp2"):
             raise RecipeError("train.parallel", expected="ddp or fsdp2", found=config.parallel, fix="--set train.parallel=ddp")
         for name in COUNTS:

@@ -143,6 +143,23 @@ def test_optimizer_leaves_biases_and_norms_undecayed():
     assert {id(p) for p in plain["params"]} == {id(p) for name, p in model.head.named_parameters() if name.endswith("bias")}
 
 
+def test_a_killed_run_with_muon_resumes_to_the_last_digit(manifest, tmp_path):
+    whole = train(manifest, tmp_path / "whole", optimizer="muon").model.state_dict()
+    with pytest.raises(Killed):
+        train(manifest, tmp_path / "work", optimizer="muon", kill_at=5)
+    assert same(train(manifest, tmp_path / "work", optimizer="muon").model.state_dict(), whole)
+
+
+def test_muon_steps_the_matrices_between_hidden_layers():
+    model = tiny_model()
+    optimizer = make_optimizer(model, OptimConfig(optimizer="muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = {names[id(p)] for group in optimizer.param_groups if group["muon"] for p in group["params"]}
+    assert {"encoder.blocks.0.ffn1.up.weight", "encoder.blocks.0.attention.query.weight", "head.layers.0.weight"} <= chosen
+    assert not any(name.startswith(("encoder.subsampling", "head.layers.6")) or "norm" in name or "depthwise" in name for name in chosen)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
 def test_frozen_parameters_stay_as_they_are(manifest, tmp_path):
     model = tiny_model()
     model.encoder.requires_grad_(False)
