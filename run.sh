@@ -27,6 +27,7 @@ download=false                      # true: fetch the corpus into --source first
 limit=                              # utterances kept per split, spread evenly; none = all, with --preset ci 24
 language=                           # zh, en or zh-en
 train=                              # splits to train on, CORPUS:SPLIT=WEIGHT for a mixture
+noise=                              # splits whose recordings are mixed into the training audio, e.g. "musan:noise musan:music musan:babble"
 valid=                              # splits to validate on
 test=                               # splits to decode and score
 metric=mer                          # beside the phoneme error rate: cer (characters), wer (words) or mer (mixed)
@@ -94,7 +95,7 @@ fi
 if stage 3 pretrain "CR-CTC pre-training of the encoder and its phoneme head"; then
   $launch local/03_pretrain.py --units "$data/units" --cmvn "$data/fbank/cmvn.json" \
     --model-config "local/conf/model/$preset.yaml" --train-config "local/conf/train/$preset.yaml" \
-    --train "$train" --valid "$valid" --out "$model" --device "$device" ${init:+--init "$init"} "${set[@]/#/--set=}"
+    --train "$train" --noise "$noise" --valid "$valid" --out "$model" --device "$device" ${init:+--init "$init"} "${set[@]/#/--set=}"
 fi
 
 if stage 11 decode "$decode on $test"; then
