@@ -5,8 +5,9 @@ speech (paper, section 4). With `empty_prob` it is replaced by noise alone, from
 transcript becomes empty: a model that has only ever heard speech finds words in everything. What happens to an utterance follows from
 (seed, epoch, id) alone, whichever process asks and however often, so runs resume exactly.
 
-Mixing adds Mel powers, log(exp(x) + g exp(noise)), as lhotse's feature mixer does; its mixer copies every track and sets the ratio from
-summed energies, so that it shifts with the length of the clip. Here it is the ratio of mean powers.
+Mixing adds Mel powers, log(exp(x) + g noise), as lhotse's feature mixer does, which sets the ratio from summed energies, so that it shifts
+with the length of the clip. Here it is the ratio of mean powers. Clips are kept as powers, and the arithmetic is numpy's: on arrays this
+small torch's threads would mostly wait for each other.
 """
 
 import math
@@ -14,8 +15,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from lhotse import MonoCut
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from nim4.config import NoiseConfig, RecipeError
 from nim4.corpus.feats import FRAME_SHIFT_S, load_features
 from nim4.corpus.manifest import SUFFIX, Source, load_cuts
 
-SILENCE = math.log(torch.finfo(torch.float32).eps)  # what features of digital silence are
+SILENCE = float(np.finfo(np.float32).eps)  # Mel power of digital silence, the floor of all features
 NOISE_ALONE_DB = (-10.0, 40.0)  # ours: how far below the utterance it replaces, drawn evenly
 TALKERS = (3, 7)  # ours: voices of one babble, as in Kaldi's recipes for MUSAN
 MAX_KEPT_FRAMES = 500_000  # of clips kept in memory, 160 MB; beyond them a clip is read each time it is drawn
@@ -47,36 +48,34 @@ class Fate:
     rng: random.Random
 
 
-def level(x: Tensor) -> Tensor:
-    """Mean power of log-Mel frames (T, 80), as its natural logarithm: () float32."""
-    return x.exp().mean().log()
-
-
-def excerpt(clip: Tensor, num_frames: int, rng: random.Random) -> Tensor:
+def excerpt(clip: np.ndarray, num_frames: int, rng: random.Random) -> np.ndarray:
     """`num_frames` frames from somewhere in a clip (T, 80); one that is too short goes round and round."""
     if len(clip) >= num_frames:
         start = rng.randrange(len(clip) - num_frames + 1)
         return clip[start : start + num_frames]
-    return clip[(torch.arange(num_frames) + rng.randrange(len(clip))) % len(clip)]
+    return clip[(np.arange(num_frames) + rng.randrange(len(clip))) % len(clip)]
 
 
-def mix(x: Tensor, noise: Tensor, snr_db: float, left_frames: int = 0, right_frames: int = 0) -> Tensor:
+def mix(x: np.ndarray, noise: np.ndarray, snr_db: float, left_frames: int = 0, right_frames: int = 0) -> np.ndarray:
     """An utterance between silences, under noise.
 
     Args:
         x: (T, 80) float32, natural-log Mel energies.
-        noise: (left_frames + T + right_frames, 80) float32.
+        noise: (left_frames + T + right_frames, 80) float32, Mel powers.
         snr_db: mean power of `x`, without the silence, over that of the noise.
     Returns:
-        (left_frames + T + right_frames, 80) float32.
+        (left_frames + T + right_frames, 80) float32, natural-log Mel energies.
     """
     assert len(noise) == left_frames + len(x) + right_frames, (noise.shape, x.shape)
-    return torch.logaddexp(F.pad(x, (0, 0, left_frames, right_frames), value=SILENCE), scaled(noise, level(x), snr_db))
+    power = np.exp(x)
+    mixed = gain(power, noise, snr_db) * noise
+    mixed[left_frames : left_frames + len(x)] += power
+    return np.log(np.maximum(mixed, SILENCE, out=mixed), out=mixed)
 
 
-def scaled(noise: Tensor, speech_level: Tensor, snr_db: float) -> Tensor:
-    """Noise (T, 80) brought to `snr_db` below a level."""
-    return noise + (speech_level - level(noise) - snr_db * math.log(10) / 10)
+def gain(power: np.ndarray, noise: np.ndarray, snr_db: float) -> np.float32:
+    """What to multiply the Mel powers of a noise by, so that it is `snr_db` below those of an utterance."""
+    return np.float32(power.mean() / noise.mean() * 10 ** (-snr_db / 10))
 
 
 class Noise:
@@ -96,7 +95,7 @@ class Noise:
         self._config, self._seed = config, seed
         self._splits = [(source.path.name.removesuffix(SUFFIX), list(load_cuts(source.path)), source.weight) for source in sources]
         self._wordless = [split for split in self._splits if split[0].startswith("noise")]
-        self._kept: dict[int, Tensor] = {}  # by identity of the clip: ids of two corpora may be equal
+        self._kept: dict[int, np.ndarray] = {}  # by identity of the clip: ids of two corpora may be equal
         self._num_kept_frames = 0
         self.num_clips = sum(len(clips) for _, clips, _ in self._splits)
 
@@ -132,24 +131,24 @@ class Noise:
         num_frames = fate.left_frames + len(x) + fate.right_frames
         splits = self._splits if fate.is_speech else self._wordless
         if not splits:  # only music and babble: what is left is silence
-            return torch.full_like(x, SILENCE), False
+            return torch.full_like(x, math.log(SILENCE)), False
         noise = self._draw_noise(splits, num_frames, fate.rng)
         if fate.is_speech:
-            return mix(x, noise, fate.snr_db, fate.left_frames, fate.right_frames), True
-        return scaled(noise, level(x), fate.snr_db).clamp(min=SILENCE), False
+            return torch.from_numpy(mix(x.numpy(), noise, fate.snr_db, fate.left_frames, fate.right_frames)), True
+        return torch.from_numpy(np.log(np.maximum(gain(np.exp(x.numpy()), noise, fate.snr_db) * noise, SILENCE))), False
 
-    def _draw_noise(self, splits: Sequence[tuple[str, list[MonoCut], float]], num_frames: int, rng: random.Random) -> Tensor:
-        """(num_frames, 80) float32 of one clip, or of several voices made equally loud."""
+    def _draw_noise(self, splits: Sequence[tuple[str, list[MonoCut], float]], num_frames: int, rng: random.Random) -> np.ndarray:
+        """(num_frames, 80) float32: Mel powers of one clip, or of several voices made equally loud."""
         name, clips, _ = rng.choices(splits, [weight for _, _, weight in splits])[0]
         if not name.startswith("babble"):
-            return excerpt(self._features(rng.choice(clips)), num_frames, rng)
-        voices = [excerpt(self._features(rng.choice(clips)), num_frames, rng) for _ in range(rng.randint(*TALKERS))]
-        return torch.logsumexp(torch.stack([voice - level(voice) for voice in voices]), dim=0)
+            return excerpt(self._powers(rng.choice(clips)), num_frames, rng)
+        voices = [excerpt(self._powers(rng.choice(clips)), num_frames, rng) for _ in range(rng.randint(*TALKERS))]
+        return np.sum([voice / voice.mean() for voice in voices], axis=0)
 
-    def _features(self, clip: MonoCut) -> Tensor:
+    def _powers(self, clip: MonoCut) -> np.ndarray:
         kept = self._kept.get(id(clip))
         if kept is None:
-            kept = load_features(clip)
+            kept = np.exp(load_features(clip).numpy())
             if self._num_kept_frames < MAX_KEPT_FRAMES:
                 self._kept[id(clip)] = kept
                 self._num_kept_frames += len(kept)

@@ -3,7 +3,6 @@
 Vectorised over the batch. All random numbers come from the generator that is passed in, so a step can be repeated exactly.
 """
 
-
 import torch
 from torch import Generator, Tensor
 
