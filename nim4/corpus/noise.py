@@ -161,7 +161,7 @@ def _check(config: NoiseConfig) -> None:
     for name in ("prob", "empty_prob"):
         if not 0 <= getattr(config, name) <= 1:
             wrong = name, "a probability", getattr(config, name)
-    if config.prob + config.empty_prob > 1:
+    if wrong is None and config.prob + config.empty_prob > 1:
         wrong = "prob", "at most 1 together with empty_prob", config.prob
     if config.silence_s < 0:
         wrong = "silence_s", "0 or more", config.silence_s
