@@ -31,6 +31,7 @@ download=false                      # true: fetch the corpus into --source first
 limit=                              # utterances kept per split, spread evenly; none = all, with --preset ci 24
 language=                           # zh, en or zh-en
 train=                              # splits to train on, CORPUS:SPLIT=WEIGHT for a mixture
+noise=                              # splits whose recordings are mixed into the training audio, e.g. "musan:noise musan:music musan:babble"
 valid=                              # splits to validate on
 test=                               # splits to decode and score
 metric=mer                          # beside the phoneme error rate: cer (characters), wer (words) or mer (mixed)
@@ -118,7 +119,7 @@ if stage 2 units "transcripts -> phonemes: what the encoder learns to write"; th
   python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language"
 fi
 
-training=(--units "$data/units" --train "$train" --valid "$valid" --train-config "$train_config" --device "$device")
+training=(--units "$data/units" --train "$train" --noise "$noise" --valid "$valid" --train-config "$train_config" --device "$device")
 
 if stage 3 pretrain "CR-CTC pre-training of the encoder and its phoneme head"; then
   settings_of 3_pretrain

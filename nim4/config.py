@@ -112,8 +112,6 @@ class AugmentConfig:
     """Time warp and masks; the defaults are those of CR-CTC (arXiv 2410.05101, section 4)."""
 
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
-    noise_prob: float = 0.0  # share of utterances that get stationary noise, in the features
-    noise_snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the signal-to-noise ratio (paper, section 4: N(10, 5) dB)
     time_stretch: float = 0.0  # ours: largest change of speaking rate, as a logarithm: 0.25 = rates from 0.78 to 1.28
     freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
     num_freq_masks: int = 2
@@ -122,6 +120,17 @@ class AugmentConfig:
     max_time_mask_frames: int = 100
     max_time_mask_fraction: float = 0.15  # of the utterance, before time_mask_ratio
     time_mask_ratio: float = 2.5  # CR-CTC masks 2.5 times as much time as plain CTC
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Recorded noise and silence in the training audio; nothing of it happens without noise recordings (`--noise`)."""
+
+    prob: float = 0.2  # paper, section 4: share of utterances that get silence at both ends, and then noise over all of it
+    snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the ratio of speech to noise (paper: N(10, 5) dB)
+    silence_s: float = 1.0  # most silence at each end; the share of it is drawn
+    beta: tuple[float, float] = (1.0, 3.0)  # from Beta(1, 3) (paper)
+    empty_prob: float = 0.01  # ours: share of utterances replaced by noise or near silence with an empty transcript
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,7 @@ class OptimConfig:
     keep_last: int = 5  # resumable checkpoints kept
     average_last: int = 5  # checkpoints averaged into the final model, if that is better on the validation set
     max_nonfinite_in_row: int = 5  # steps with a non-finite loss before training stops
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
 
 @dataclass(frozen=True)
@@ -180,6 +190,7 @@ class SftConfig(OptimConfig):
     encoder_lr_ratio: float = 1.0  # ours: rate of the encoder relative to the others, where it trains
     partial_prob: float = 0.0  # ours: share of utterances cut at a chunk boundary, so that unfinished speech is known when streaming
     partial_chunk_frames: int = 16  # encoder frames per chunk of those cuts: 640 ms, as deployed
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask_ratio=1.0))
 

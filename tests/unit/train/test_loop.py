@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import INVENTORY, TRAIN, tiny_model, write_features
 
-from nim4.config import AugmentConfig, OptimConfig, RecipeError, TrainConfig
+from nim4.config import AugmentConfig, NoiseConfig, OptimConfig, RecipeError, TrainConfig
 from nim4.corpus.batch import Source, TrainBatches, phone_batches
+from nim4.corpus.noise import Noise
 from nim4.model.checkpoint import read_weights
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes
@@ -29,11 +30,11 @@ class Killed(Exception):
     pass
 
 
-def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None, after_step=lambda step: None, **settings):
+def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None, after_step=lambda step: None, noise=None, **settings):
     """A training run with dropout, both views and all augmentation; `kill_at` ends it inside that step's after_step."""
     config = TrainConfig(**(SETTINGS | settings))
     model = model or tiny_model(dropout=0.1)
-    batches = TrainBatches([Source(manifest)], phone_batches(INVENTORY), config)
+    batches = TrainBatches([Source(manifest)], phone_batches(INVENTORY, noise), config, noise=noise)
 
     def stop(step):
         after_step(step)
@@ -75,6 +76,23 @@ def test_a_killed_run_resumes_to_the_last_digit(manifest, tmp_path, uninterrupte
     weights, rows = uninterrupted
     assert same(trainer.model.state_dict(), weights)
     assert rows_of(tmp_path / "work") == rows
+
+
+@pytest.mark.parametrize(("kill_at", "num_workers"), [(4, 0), (5, 2)])
+def test_a_killed_run_with_noise_resumes_to_the_last_digit(manifest, tmp_path, uninterrupted, kill_at, num_workers):
+    clips = write_features(tmp_path / "features", "noise", [30, 200])
+    runs = []
+    for work, kill in ((tmp_path / "whole", None), (tmp_path / "killed", kill_at), (tmp_path / "killed", None)):
+        settings = {"kill_at": kill, "num_workers": num_workers if work.name == "killed" else 0, "max_steps": 7}
+        noise = Noise([Source(clips)], NoiseConfig(prob=0.5, empty_prob=0.2), 0)
+        if kill is None:
+            runs.append((train(manifest, work, noise=noise, **settings).model.state_dict(), rows_of(work)))
+        else:
+            with pytest.raises(Killed):
+                train(manifest, work, noise=noise, **settings)
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert rows_of(tmp_path / "whole", "train")[0] != uninterrupted[1][0]  # and noise does something
 
 
 def test_a_run_killed_again_and_again(manifest, tmp_path, uninterrupted):
