@@ -8,6 +8,8 @@ import yaml
 from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from made_corpora import write_audio
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from nim4.config import ConformerConfig, ModelConfig
 from nim4.corpus.batch import Batch
@@ -118,3 +120,18 @@ def pretrain_options(units, folder: Path, **train):
     cmvn = units.parent / "fbank" / "cmvn.json"
     inputs = ["--units", units, "--cmvn", cmvn, "--train", "train", "--valid", "dev"]
     return [*map(str, inputs), "--model-config", str(model), "--train-config", str(config), "--device", "cpu"]
+
+
+def tiny_llm(folder):
+    """A random Qwen3-shaped language model with ChatML turns in `folder`; its tokens are bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=264, tie_word_embeddings=True, **shape))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
