@@ -4,13 +4,12 @@ What chance decides about an utterance follows from (seed, epoch, its id) alone,
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
-from lhotse import MonoCut
-
-from nim4.config import SftConfig
-from nim4.corpus.batch import Batch, TextBatch, collate
+from nim4.config import RecipeError, SftConfig
+from nim4.corpus.batch import Batch, MonoCut, TextBatch, collate
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import PhonemeInventory
 
@@ -31,12 +30,15 @@ class Examples:
         config: `seed`, `partial_prob` and `partial_chunk_frames` count.
         word_ends: needed when `partial_prob` is above 0.
         hints: draws an utterance's hints; None = no utterance has any.
+    Raises:
+        RecipeError: when utterances are to be cut in a stage that brings no word ends.
     """
 
     def __init__(
         self, inventory: PhonemeInventory, prompt: Prompt, config: SftConfig, word_ends: WordEnds | None = None, hints: DrawHints | None = None
     ):
-        assert word_ends is not None or config.partial_prob == 0, config.partial_prob
+        if word_ends is None and config.partial_prob > 0:
+            raise RecipeError("train.partial_prob", expected="0 in this stage", found=config.partial_prob, fix="set it in a later stage")
         self._inventory, self._prompt, self._config, self._word_ends, self._hints = inventory, prompt, config, word_ends, hints
 
     def __call__(self, cuts: Sequence[MonoCut], epoch: int) -> TextBatch:
@@ -54,14 +56,18 @@ class Examples:
             answers.append(self._prompt.answer(text))
             texts.append(text)
         parts = {field.name: getattr(whole, field.name) for field in fields(Batch)}
-        parts |= {"x": whole.x[:, : int(x_lens.max())], "x_lens": x_lens}
+        x = whole.x[:, : int(x_lens.max())].clone()
+        for row, num_frames in enumerate(x_lens.tolist()):
+            x[row, num_frames:] = 0.0
+        parts |= {"x": x, "x_lens": x_lens}
         return TextBatch(**parts, suffixes=suffixes, answers=answers, texts=texts)
 
     def _cut_short(self, name: str, num_frames: int, text: str, rng: random.Random) -> tuple[int, str, bool]:
         """Speech up to a chunk boundary, and the words whose phonemes are over one frame before it; whole when there is no boundary."""
         chunk = self._config.partial_chunk_frames
         num_boundaries = (num_frames - 1) // (SUBSAMPLING * chunk)
-        ends = (self._word_ends or {}).get(name.partition("-again")[0])
+        known = self._word_ends or {}
+        ends = known.get(name, known.get(re.sub(r"-again\d+$", "", name)))  # how TrainBatches names a second copy
         if num_boundaries == 0 or ends is None:
             return num_frames, text, False
         boundary = chunk * rng.randint(1, num_boundaries)
