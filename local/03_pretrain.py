@@ -65,6 +65,8 @@ def main() -> None:
     recorded = as_dict(config)
     for name in UNRECORDED:
         recorded["train"].pop(name)
+    for name in ("adaptor", "llm"):  # of later stages, in the same file
+        recorded["model"].pop(name)
     output = stage.StageOutput(
         args.out,
         config={**recorded, "train_splits": args.train, "valid_splits": args.valid, "noise_splits": args.noise},

@@ -187,6 +187,7 @@ class TrainConfig(OptimConfig):
 class SftConfig(OptimConfig):
     """Stages 4 to 7: cross-entropy on the transcript. Step counts and rates are each stage's own: local/conf/train/*.yaml."""
 
+    short_first_epochs: int = 0  # ours: the short ones first help CTC to start; here a short stage would see nothing else
     encoder_lr_ratio: float = 1.0  # ours: rate of the encoder relative to the others, where it trains
     partial_prob: float = 0.0  # ours: share of utterances cut at a chunk boundary, so that unfinished speech is known when streaming
     partial_chunk_frames: int = 16  # encoder frames per chunk of those cuts: 640 ms, as deployed
@@ -217,8 +218,8 @@ class AlignConfig:
 class SwapConfig:
     """When stage 5 takes up the next encoder (paper, section 3.3: 1 M, 1 M and 2 M steps on three snapshots)."""
 
-    min_dwell: float = 0.25  # share of max_steps that an encoder stays at least; snapshots that come sooner wait in line
-    final: float = 0.5  # share of max_steps on the last snapshot
+    min_dwell: float = 0.25  # paper, 1 M of 4 M: share of max_steps that an encoder stays at least; snapshots that come sooner wait in line
+    final: float = 0.5  # paper, 2 M of 4 M: share of max_steps on the last snapshot
     rewarm: float = 0.01  # share of max_steps over which the rate is warmed up after a swap (ours)
 
 
@@ -232,10 +233,10 @@ class IaSftConfig:
 
 @dataclass(frozen=True)
 class JointSftConfig:
-    """All settings of stage 6: everything trains together."""
+    """All settings of stage 6: encoder, adaptor and language model train together."""
 
     drift_alarm: float = 0.9  # ours: a warning is logged when the CKA of the encoder with that of stage 5 falls below this
-    drift_frames: int = 20_000  # encoder frames it is measured on
+    drift_frames: int = 20_000  # encoder frames of the validation set that it is measured on
     train: SftConfig = field(default_factory=SftConfig)
 
 

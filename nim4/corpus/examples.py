@@ -4,10 +4,11 @@ What chance decides about an utterance follows from (seed, epoch, its id) alone,
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
-from nim4.config import SftConfig
+from nim4.config import RecipeError, SftConfig
 from nim4.corpus.batch import Batch, TextBatch, collate, disturb_of
 from nim4.corpus.manifest import MonoCut
 from nim4.corpus.noise import Noise
@@ -32,6 +33,8 @@ class Examples:
         word_ends: needed when `partial_prob` is above 0.
         hints: draws an utterance's hints; None = no utterance has any.
         noise: what is mixed into the speech; None = nothing.
+    Raises:
+        RecipeError: when utterances are to be cut in a stage that brings no word ends.
     """
 
     def __init__(
@@ -43,7 +46,8 @@ class Examples:
         hints: DrawHints | None = None,
         noise: Noise | None = None,
     ):
-        assert word_ends is not None or config.partial_prob == 0, config.partial_prob
+        if word_ends is None and config.partial_prob > 0:
+            raise RecipeError("train.partial_prob", expected="0 in this stage", found=config.partial_prob, fix="set it in a later stage")
         self._inventory, self._prompt, self._config = inventory, prompt, config
         self._word_ends, self._hints, self._noise = word_ends, hints, noise
 
@@ -65,7 +69,10 @@ class Examples:
             answers.append(self._prompt.answer(text))
             texts.append(text)
         parts = {field.name: getattr(whole, field.name) for field in fields(Batch)}
-        parts |= {"x": whole.x[:, : int(x_lens.max())], "x_lens": x_lens}
+        x = whole.x[:, : int(x_lens.max())].clone()
+        for row, num_frames in enumerate(x_lens.tolist()):
+            x[row, num_frames:] = 0.0
+        parts |= {"x": x, "x_lens": x_lens}
         return TextBatch(**parts, suffixes=suffixes, answers=answers, texts=texts)
 
     def _cut_short(self, name: str, num_frames: int, text: str, shift: int, rng: random.Random) -> tuple[int, str, bool]:
@@ -75,7 +82,8 @@ class Examples:
         """
         chunk = self._config.partial_chunk_frames
         num_boundaries = (num_frames - 1) // (SUBSAMPLING * chunk)
-        ends = (self._word_ends or {}).get(name.partition("-again")[0])
+        known = self._word_ends or {}
+        ends = known.get(name, known.get(re.sub(r"-again\d+$", "", name)))  # how TrainBatches names a second copy
         if num_boundaries == 0 or ends is None:
             return num_frames, text, False
         boundary = chunk * rng.randint(1, num_boundaries)

@@ -5,7 +5,7 @@ Each program in local/ says what its stage is about; this is the plumbing below 
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +78,19 @@ class TrainingRun:
         """The validation data, whole on every process."""
         return eval_batches(self.valid_cuts, make, VALID_BATCH_S)
 
-    def fine_tune(self, model: SpeechLlm, config: SftConfig, examples: Examples, **hooks: Any) -> Trainer:
-        """Trains the parts that have a role in this stage on transcripts, to the end; `hooks` go to the Trainer."""
+    def validate(self, model: SpeechLlm, examples: Examples) -> dict[str, float]:
+        """Validation numbers, see validate_sft."""
+        return validate_sft(model, self.valid_batches(examples), self.peers.device)
+
+    def fine_tune(
+        self, model: SpeechLlm, config: SftConfig, examples: Examples, also: Callable[[], dict[str, float]] = dict, **hooks: Any
+    ) -> Trainer:
+        """Trains the parts that have a role in this stage on transcripts, to the end.
+
+        Args:
+            also: measures more numbers at each validation.
+            hooks: go to the Trainer.
+        """
         torch.manual_seed(config.seed)
         assign_roles(model, ROLES[self.name], model.config.llm)
         model.to(self.peers.device)
@@ -90,7 +101,7 @@ class TrainingRun:
             config,
             self.work,
             self.peers,
-            evaluate=lambda: validate_sft(model, self.valid_batches(examples), self.peers.device),
+            evaluate=lambda: self.validate(model, examples) | also(),
             lr_ratios={"acoustic.encoder.": config.encoder_lr_ratio},
             **hooks,
         )
@@ -110,13 +121,14 @@ class TrainingRun:
 
 
 @contextmanager
-def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path] = ()) -> Iterator[TrainingRun | None]:
+def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path] = (), **options: str) -> Iterator[TrainingRun | None]:
     """Opens the output folder and joins the processes; yields None when there is nothing to do. Left without an error, it records the stage.
 
     Args:
         name: of the stage, as in ROLES.
         settings: decide the content, with the splits.
         inputs: files and folders that decide it too, besides the manifests.
+        options: of this stage alone, that decide it too.
     """
     sources, valid_sources = parse_sources(args.train, args.units), parse_sources(args.valid, args.units)
     if "=" in args.valid:
@@ -127,7 +139,7 @@ def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path]
         recorded["train"].pop(field)
     output = StageOutput(
         args.out,
-        config={**recorded, "train_splits": args.train, "valid_splits": args.valid, "noise_splits": args.noise},
+        config={**recorded, "train_splits": args.train, "valid_splits": args.valid, "noise_splits": args.noise, **options},
         inputs=[source.path for source in sources + valid_sources + noise_sources] + [args.units / "tokens.txt", *inputs],
     )
     with processes(args.device) as peers:

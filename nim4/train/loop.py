@@ -24,7 +24,7 @@ from nim4.config import OptimConfig, RecipeError
 from nim4.corpus.batch import Batch, TrainBatches
 from nim4.model.checkpoint import WEIGHTS, average_weights, check_weights, count_parameters, read_weights, save_weights
 from nim4.stage import atomic_write, read_json, write_json
-from nim4.train.checkpoints import Checkpoints
+from nim4.train.checkpoints import Checkpoints, checkpoint_step
 from nim4.train.distributed import (
     Processes,
     is_sharded,
@@ -102,6 +102,15 @@ def _generator(*key: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
+def evaluated(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
+    """`evaluate` with `model` in evaluation mode, without touching the state of training."""
+    model.eval()
+    with torch.inference_mode():
+        numbers = evaluate()
+    model.train()
+    return numbers
+
+
 class Trainer:
     """Runs `config.max_steps` steps of `loss` on `model`, from the last checkpoint in `work` if there is one.
 
@@ -115,8 +124,8 @@ class Trainer:
         evaluate: run on the main process every `valid_every` steps and at the end.
         after_step: called on the main process after each step with the number of steps done, e.g. the CKA monitor.
         on_resume: called on the main process before the first step with the number of steps done, 0 in a new run.
-        before_step: called on all processes before each step with the number of steps done; True = the rate is warmed up anew from
-            there, over `rewarm_steps`.
+        before_step: called on all processes before each step with the number of steps done; True = it put other weights into the
+            model. The rate is then warmed up anew, over `rewarm_steps`, and the final weights are chosen from what comes after.
         rewarm_steps: length of such a warm-up.
         lr_ratios: see make_optimizer.
         sharded_methods: methods of the model beside `forward` that run it, for FSDP2.
@@ -175,7 +184,7 @@ class Trainer:
         steps = self.batches.steps(*self._place)
         while self.step < self.config.max_steps:
             if self.before_step(self.step):
-                self._rewarmed_at = self.step
+                self._rewarmed_at, self._best = self.step, math.inf
             epoch, step_in_epoch, micro_batches = next(steps)
             parts = self._train_step(parallel, micro_batches)
             self.step += 1
@@ -303,14 +312,6 @@ class Trainer:
             for name, value in row.items():
                 writer.add_scalar(f"{kind}/{name}", value, self.step)
 
-    def _evaluated(self) -> dict[str, float]:
-        """`evaluate` in evaluation mode, without touching the state of training."""
-        self.model.eval()
-        with torch.inference_mode():
-            numbers = self.evaluate()
-        self.model.train()
-        return numbers
-
     def _runs_here(self) -> bool:
         """Whether this process takes part in validation: the main one, and under FSDP2 all."""
         return self.processes.is_main or is_sharded(self.model)
@@ -323,7 +324,7 @@ class Trainer:
     def _validate(self, writer: SummaryWriter | None) -> None:
         if not self._runs_here():
             return
-        numbers = self._evaluated()
+        numbers = evaluated(self.model, self.evaluate)
         if self.processes.is_main:
             self._write(numbers, "valid", writer)
         log.info("step %d, validation: %s", self.step, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
@@ -373,14 +374,14 @@ class Trainer:
         """Chooses the final weights on the validation set: the mean of the last checkpoints, or the best single one."""
         if not self._runs_here():
             return {}
-        averaged = self.checkpoints.all()[-self.config.average_last :]
+        averaged = [path for path in self.checkpoints.all() if checkpoint_step(path) > self._rewarmed_at][-self.config.average_last :]
         self._load(average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
-        mean_numbers = self._evaluated()
-        chosen = f"mean of the checkpoints at steps {', '.join(path.name.removeprefix('step-') for path in averaged)}"
+        mean_numbers = evaluated(self.model, self.evaluate)
+        chosen = f"mean of the checkpoints at steps {', '.join(str(checkpoint_step(path)) for path in averaged)}"
         if self._best < mean_numbers["score"]:
             self._load(read_weights(self.work / "best.safetensors"), "best.safetensors")
             chosen = "best single checkpoint"
-        numbers = self._evaluated()
+        numbers = evaluated(self.model, self.evaluate)
         log.info("final weights: %s; validation: %s", chosen, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         if self.processes.is_main:
             write_json(self.work / "final.json", {"chosen": chosen, "step": self.step, "mean": mean_numbers, "valid": numbers})

@@ -9,6 +9,8 @@ import yaml
 from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from made_corpora import write_audio
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig
 from nim4.corpus.batch import Batch
@@ -51,8 +53,6 @@ def tiny_model(vocab_size=6, seed=0, **encoder):
 
 def tiny_tokenizer():
     """One token per byte, and the two turn markers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     plain = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
@@ -65,7 +65,6 @@ def tiny_tokenizer():
 
 def tiny_llm(folder, seed=0, **shape):
     """A random Qwen3-shaped language model with ChatML turns, in Hugging Face layout; returns the folder."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
