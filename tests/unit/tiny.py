@@ -9,12 +9,14 @@ from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, Recording, Sup
 from lhotse.audio import AudioSource
 from made_corpora import write_audio
 
-from nim4.config import ConformerConfig, ModelConfig
+from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig
 from nim4.corpus.batch import Batch
 from nim4.corpus.manifest import cuts_from_table, save_cuts
 from nim4.corpus.table import Row
 from nim4.corpus.units import PhonemeInventory
+from nim4.model.asr import SpeechLlm
 from nim4.model.ctc import PhonemeModel
+from nim4.model.llm import load_llm
 from nim4.stage import StageOutput
 
 INVENTORY = PhonemeInventory(["<blk>", "<unk>", "a", "b", "c", "d"])
@@ -43,6 +45,30 @@ def tiny_model(vocab_size=6, seed=0, **encoder):
     model = PhonemeModel(ModelConfig(ConformerConfig(**(ENCODER | encoder)), vocab_size)).eval()
     model.set_normalisation(torch.full((80,), -8.0), torch.full((80,), 4.0))
     return model
+
+
+def tiny_llm(folder):
+    """A random Qwen3-shaped LLM with ChatML turns, whose tokens are single bytes, in Hugging Face layout; returns its folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=264, tie_word_embeddings=True, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_speech_llm(llm_folder):
+    """A random speech LLM in evaluation mode: `tiny_model`, an adaptor, and the LLM of a folder."""
+    acoustic, llm = tiny_model(), LlmConfig(name=str(llm_folder))
+    config = ModelConfig(acoustic.config.encoder, acoustic.config.vocab_size, AdaptorConfig(hidden_dim=32), llm)
+    return SpeechLlm(acoustic, load_llm(llm), config).eval()
 
 
 def noise_batch(lens, seed=0, phones=((2, 3),)):
