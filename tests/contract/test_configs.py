@@ -7,7 +7,7 @@ from nim4 import config
 
 FILES = [path for path in source_files() if path.parts[:2] == ("local", "conf") and path.suffix in (".yaml", ".yml")]
 SETTINGS = {"model": config.ModelConfig, "decode": config.DecodeConfig}  # by folder
-STAGE_SETTINGS = {"pretrain": config.PretrainConfig}  # a file of train/ holds one group for each stage that trains
+STAGE_SETTINGS = {"pretrain": config.PretrainConfig, "grpo": config.GrpoConfig}  # a file of train/ holds one group for each stage that trains
 
 
 def test_settings_are_where_they_are_looked_for():
