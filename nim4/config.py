@@ -140,6 +140,7 @@ class OptimConfig:
     max_steps: int = 2_000_000  # paper, section 4: 2 M steps of pre-training
     learning_rate: float = 5e-4  # paper: peak rate of pre-training
     warmup_steps: int = 10_000  # paper
+    schedule: str = "cosine"  # cosine | constant: the rate after the warm-up
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
     weight_decay: float = 0.01  # ours: not stated
     optimizer: str = "adamw"  # adamw | muon: Muon on the matrices of blocks and head, AdamW on the rest
@@ -245,6 +246,56 @@ class PhonemeHeadConfig:
     """All settings of stage 9: the phoneme head on the frozen encoder. One view is enough: there is no encoder to regularise."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(cr_weight=0.0))
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The reward of stage 8 (paper, section 3.5): accuracy + 0.5 hallucination + 0.5 context; nim4/train/rewards.py."""
+
+    accuracy_slope: float = 2.0  # the accuracy is exp(-slope * error rate)
+    hallucination_weight: float = 0.5
+    context_weight: float = 0.5
+    context: str = "recall"  # recall | agreement: +-0.5 per keyword that was said (paper), or hypothesis and reference agree (arXiv 2512.21828)
+
+
+@dataclass(frozen=True)
+class KeywordConfig:
+    """Hints in the prompts of stage 8."""
+
+    max_keywords: int = 2  # of an utterance (paper: 0 to 2)
+    hint_prob: float = 0.5  # ours: each of them is put into the prompt with this chance (paper: a random subset)
+    distractor_prob: float = 0.1  # ours: chance of one hint that was not said, without which copying hints could not be seen
+
+
+@dataclass(frozen=True)
+class GrpoTrainConfig(OptimConfig):
+    """Stage 8: group-relative policy optimisation. The paper gives the rate and the temperatures; what else is not stated is said."""
+
+    max_steps: int = 1000  # ours: not stated; about three passes over the paper's 20 k samples at 64 a step
+    learning_rate: float = 2e-6  # paper
+    warmup_steps: int = 0  # paper: no warm-up for reinforcement learning
+    schedule: str = "constant"
+    group_size: int = 8  # G; ours: not stated. arXiv 2509.01939 finds no difference between 6 and 10
+    clip: float = 0.2  # ours: not stated; the usual bound of the ratio. For `gspo` its authors use about 4e-4
+    kl_weight: float = 0.04  # beta; ours: not stated, as in arXiv 2509.01939. 0 = no reference model is held
+    temperature_start: float = 1.0  # paper: cosine from 1.0 to 0.7
+    temperature_end: float = 0.7
+    min_group_std: float = 1e-4  # ours: a group whose rewards differ by less says nothing, and gives no policy gradient
+    dr_grpo: bool = False  # no division by the deviation of rewards and by the length of an answer (arXiv 2503.20783)
+    dr_grpo_tokens: float = 32.0  # ours: what it divides by instead, the same for all answers
+    gspo: bool = False  # one ratio per answer instead of one per token (arXiv 2507.18071)
+    train_encoder: bool = True  # paper: later stages are end-to-end; whether that holds here is not stated
+    train_adaptor: bool = True
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)  # ours: as in the other stages; there is no other augmentation (paper)
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """All settings of stage 8."""
+
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    keywords: KeywordConfig = field(default_factory=KeywordConfig)
+    train: GrpoTrainConfig = field(default_factory=GrpoTrainConfig)
 
 
 # ------------------------------------------------------------------------------------------------------------- decoding

@@ -83,6 +83,24 @@ class TextBatch(Batch):
         return float(sum(map(len, self.answers)))
 
 
+@dataclass(frozen=True)
+class RewardBatch(TextBatch):
+    """Utterances whose answers are rewarded, not given.
+
+    Attributes:
+        hints: keywords in the prompt, said or not.
+        keywords: what the context reward looks for: the hints, and important keywords that were said.
+    """
+
+    hints: list[list[str]]
+    keywords: list[list[str]]
+
+    @property
+    def num_targets(self) -> float:
+        """What the loss of a training step is divided by: utterances, each with its group of answers."""
+        return float(len(self.ids))
+
+
 # (utterances, epoch) -> their batch; what chance decides must follow from the epoch and the ids alone, not from the order of calls
 MakeBatch = Callable[[Sequence[Cut], int], Batch]
 

@@ -68,9 +68,11 @@ Evaluate = Callable[[], dict[str, float]]
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a cosine from the peak down to `min_lr_ratio` of it."""
+    """Linear warm-up, then a cosine from the peak down to `min_lr_ratio` of it, or with schedule `constant` the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
     progress = min((step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1), 1.0)
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -155,6 +157,8 @@ class Trainer:
             raise RecipeError("train.optimizer", expected="adamw with train.parallel=fsdp2", found="muon", fix="--set train.optimizer=adamw")
         if config.parallel not in ("ddp", "fsdp2"):
             raise RecipeError("train.parallel", expected="ddp or fsdp2", found=config.parallel, fix="--set train.parallel=ddp")
+        if config.schedule not in ("cosine", "constant"):
+            raise RecipeError("train.schedule", expected="cosine or constant", found=config.schedule, fix="--set train.schedule=cosine")
         for name in COUNTS:
             if getattr(config, name) < 1:
                 raise RecipeError(f"train.{name}", expected="at least 1", found=getattr(config, name), fix=f"--set train.{name}=1, or more")

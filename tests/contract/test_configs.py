@@ -12,6 +12,8 @@ STAGE_SETTINGS = {  # a file of train/ holds one group for each stage that train
     "align": config.AlignConfig,
     "ia_sft": config.IaSftConfig,
     "joint_sft": config.JointSftConfig,
+    "grpo": config.GrpoConfig,
+    "phoneme_head": config.PhonemeHeadConfig,
 }
 
 

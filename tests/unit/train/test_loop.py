@@ -150,6 +150,8 @@ def test_learning_rate():
     assert learning_rate(110, config) == learning_rate(500, config) == pytest.approx(0.1)
     assert learning_rate(35, config) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert learning_rate(0, OptimConfig(warmup_steps=0, learning_rate=1.0)) == 1.0
+    constant = OptimConfig(max_steps=110, warmup_steps=10, learning_rate=1.0, schedule="constant")
+    assert [learning_rate(step, constant) for step in (4, 10, 109)] == pytest.approx([0.5, 1.0, 1.0])
 
 
 def test_optimizer_leaves_biases_and_norms_undecayed():
@@ -351,8 +353,10 @@ def test_counts_of_nothing_are_refused(manifest, tmp_path, name):
         train(manifest, tmp_path / "work", **{name: 0})
 
 
-def test_precision(manifest, tmp_path):
+def test_precision_and_schedule(manifest, tmp_path):
     with pytest.raises(RecipeError, match=r"train\.precision: expected fp32 or bf16, found fp16"):
         train(manifest, tmp_path / "work", precision="fp16")
+    with pytest.raises(RecipeError, match=r"train\.schedule: expected cosine or constant, found linear"):
+        train(manifest, tmp_path / "work", schedule="linear")
     trainer = train(manifest, tmp_path / "bf16", precision="bf16", max_steps=2)
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
