@@ -214,7 +214,8 @@ class EncoderSwaps:
                     found=f"none after {waited_s:.0f} s",
                     fix="let stage 3 finish, or start it again, then run the same command again",
                 )
-            log.info("step %d: waiting for the final snapshot of stage 3 in %s", step, self._folder.path)
+            if waited_s < POLL_S:
+                log.info("step %d: waiting for the final snapshot of stage 3 in %s, at most %.0f s", step, self._folder.path, self._max_wait_s)
             time.sleep(min(POLL_S, self._max_wait_s))
 
     def _look(self, step: int) -> tuple[bool, Snapshot | None]:

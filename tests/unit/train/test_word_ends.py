@@ -161,7 +161,7 @@ def test_the_target_of_a_cut_utterance_ends_before_the_cut(tmp_path, prompt):
 def test_copies_of_an_utterance_are_cut_too(tmp_path, prompt):
     (cut,) = load_cuts(write_features(tmp_path, "train", [100]))
     cut.supervisions[0].text = "ab"
-    for name, known in (("u000-again2", "u000"), ("say-again-1", "say-again-1"), ("x-again2", "x-again2")):
+    for name, known in (("u000-again2", "u000"), ("say-again-1-again3", "say-again-1"), ("x-again2", "x-again2")):
         examples = Examples(INVENTORY, prompt, SftConfig(partial_prob=1.0), {known: [(1, 3), (2, 20)]})
         assert examples([cut.with_id(name)], 0).texts == ["a"], name
     assert examples([cut.with_id("other")], 0).texts == ["ab"]
