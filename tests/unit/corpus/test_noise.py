@@ -222,13 +222,13 @@ def test_an_utterance_is_heard_differently_in_each_epoch(folder):
 
 
 def test_silence_counts_as_audio_of_the_batch(folder):
-    noise = make(folder, "noise", prob=0.5, empty_prob=0.2)
-    shares, frames = [], []
-    for *_, batch in taken(batches(folder, noise).steps(), 40):
-        frames.append(batch.x.shape[0] * batch.x.shape[1])
-        shares.append(batch.padding_share)
-    assert np.mean(frames) < 600
-    assert np.mean(shares) < 0.15  # batches hold utterances that are alike with their silence
+    found = []
+    for prob in (0.0, 1.0):
+        noise = make(folder, "noise", prob=prob, empty_prob=0.0, beta=(2.0, 2.0))
+        frames = [batch.x.shape[0] * batch.x.shape[1] for *_, batch in taken(batches(folder, noise, short_first_epochs=0).steps(), 40)]
+        found.append((np.mean(frames), np.max(frames)))
+    assert found[1][0] < 1.1 * found[0][0], found
+    assert found[1][1] < 1.4 * 600, found
 
 
 def test_an_utterance_replaced_by_noise_has_no_phones(folder):
