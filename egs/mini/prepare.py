@@ -25,6 +25,16 @@ def prepare(source: Path, work: Path, limit: int) -> dict[str, list[Row]]:
     """The splits of egs/mini. `source` holds one archive and one table per origin; phrases are joined into `work`, those within `limit` only."""
     for archive in source.glob("*.tar"):
         unpack(archive, work / archive.stem)
+    splits, phrases = plan(source, work)
+    if limit:
+        splits = {split: spread(rows, limit) for split, rows in splits.items()}
+    wanted = {row.audio for rows in splits.values() for row in rows}
+    compose.record({path: phrase for path, phrase in phrases.items() if path in wanted})
+    return splits
+
+
+def plan(source: Path, work: Path) -> tuple[dict[str, list[Row]], dict[Path, compose.Phrase]]:
+    """The utterances of every split, and the phrases among them that have to be joined. No audio is touched."""
     splits = {f"{split}_{name}": [] for split, name in itertools.product(("train", "dev", "test"), ("grammar", "joins"))}
     phrases: dict[Path, compose.Phrase] = {}
     recordings = list(_table(source / "dspspeech20.tsv"))
@@ -43,7 +53,7 @@ def prepare(source: Path, work: Path, limit: int) -> dict[str, list[Row]]:
         for name in ("grammar", "joins"):
             rng = random.Random(f"{SEED} {speaker} {name}")
             for number in range(PHRASES[split]):
-                text = compose.draw_phrase(grammar, rng) if name == "grammar" else _random_join(sorted(takes), rng)
+                text = compose.draw_phrase(grammar, rng) if name == "grammar" else draw_join(sorted(takes), rng)
                 path = work / "phrases" / f"{speaker}-{name}-{number:03d}.wav"
                 phrases[path] = compose.draw_takes(speaker, compose.words_of(text), takes, rng)
                 splits[f"{split}_{name}"].append(Row(path.stem, path, text, speaker, "zh-en"))
@@ -53,11 +63,7 @@ def prepare(source: Path, work: Path, limit: int) -> dict[str, list[Row]]:
         for row in _table(source / f"{origin}.tsv"):
             audio = work / origin / f"{row['utt_id']}.opus"
             splits.setdefault(f"{row['split']}_{name}", []).append(Row(row["utt_id"], audio, row["text"], row["speaker"], row["language"]))
-    if limit:
-        splits = {split: spread(rows, limit) for split, rows in splits.items()}
-    wanted = {row.audio for rows in splits.values() for row in rows}
-    compose.record({path: phrase for path, phrase in phrases.items() if path in wanted})
-    return splits
+    return splits, phrases
 
 
 def _table(path: Path) -> Iterator[dict[str, str]]:
@@ -65,5 +71,6 @@ def _table(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file, delimiter="\t")
 
 
-def _random_join(words: list[str], rng: random.Random) -> str:
+def draw_join(words: list[str], rng: random.Random) -> str:
+    """Some of `words`, each as likely as the others, as written text."""
     return compose.join_words([rng.choice(words) for _ in range(rng.randint(*WORDS_IN_JOIN))])
