@@ -37,7 +37,7 @@ stand where speech will, as tokens: an adaptor can only be aligned to a frozen m
 On texts that are not in the training text, with the prompt, without hints; the ends of texts count. *model*: nothing stands in the speech's place.
 *n-gram*: interpolated Kneser-Ney over the same tokens of the same training texts, at the best order from 2 to 6, chosen on these very texts.
 *source*: what drew the texts, told which kind it draws, about the best there can be. *heard*: the model, with the words in the speech's place,
-stretched and with errors.
+stretched and with errors. Read sentences are far too few to learn from, so an n-gram, which is more cautious, can be better there.
 
 {tables}
 
