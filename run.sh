@@ -4,6 +4,7 @@
 #   ./run.sh                                                  # the embedded corpus, every stage
 #   ./run.sh --corpus aishell --source DIR --stage 1          # the same as egs/aishell/run.sh --source DIR --stage 1
 #   ./run.sh --only 3 --tag plain --set train.cr_weight=0     # one stage, another setting, results in exp/mini/plain
+#   ./run.sh --stage 6 --init exp/mini/base/4_align --tag no_ia_sft     # an ablation: from alignment to joint training, without stage 5
 #
 # A stage whose inputs and settings have not changed is skipped. A relative path is looked for where you stand, then in the
 # repository; a new --data-dir or --exp-dir is made where you stand. Environment, if there is none: .venv, made at the first start.
@@ -17,9 +18,12 @@ stop_stage=12                       # last stage to run
 only=                               # the one stage to run, instead of the two above
 tag=base                            # name of the experiment: results go to EXP_DIR/CORPUS/TAG
 preset=mini                         # size of model and training: local/conf/{model,train}/PRESET.yaml
-set=()                              # KEY=VALUE on top of the training settings, e.g. train.cr_weight=0
-init=                               # model folder that training starts from, or that decoding reads when stage 3 is not run
-decode="ctc_greedy ctc_streaming"   # decode configurations, files of local/conf/decode/
+set=()                              # KEY=VALUE on top of stage 3's settings, e.g. train.cr_weight=0; of a later one with its name: grpo.train.max_steps=10
+init=                               # model folder that the first training stage starts from, or that decoding reads when none is run
+snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
+entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
+decode="ctc_greedy ctc_streaming offline"   # decode configurations, files of local/conf/decode/
+hotwords=                           # words separated by commas: hints to the speech LLM in stage 11
 
 # The corpus
 source=                             # folder with the corpus as it is published
@@ -27,6 +31,7 @@ download=false                      # true: fetch the corpus into --source first
 limit=                              # utterances kept per split, spread evenly; none = all, with --preset ci 24
 language=                           # zh, en or zh-en
 train=                              # splits to train on, CORPUS:SPLIT=WEIGHT for a mixture
+noise=                              # splits whose recordings are mixed into the training audio, e.g. "musan:noise musan:music musan:babble"
 valid=                              # splits to validate on
 test=                               # splits to decode and score
 metric=mer                          # beside the phoneme error rate: cer (characters), wer (words) or mer (mixed)
@@ -55,7 +60,8 @@ fi
 . "$(dirname "${BASH_SOURCE[0]}")/utils/stage.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh" # from here on in the repository's root
 
-source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_path "$init")
+source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_path "$init") entities=$(caller_path "$entities")
+snapshots=$(caller_path "$snapshots")
 [ "$data_dir" = data ] || data_dir=$(caller_path "$data_dir" new)
 [ "$exp_dir" = exp ] || exp_dir=$(caller_path "$exp_dir" new)
 [ "$preset" != ci ] || limit=${limit:-24} # the tests want a minute, not a result
@@ -63,18 +69,40 @@ data=$data_dir/$corpus
 own_train=$(printf '%s\n' $train | sed -nE "s/^($corpus:)?([^:=]+)(=.*)?$/\\2/p" | paste -sd ' ') # without weights and other corpora
 exp=$exp_dir/$corpus/$tag
 
-model=$exp/3_pretrain
-if stage_selected 3; then
+# Training stages: each starts from the one before, the first of this run from --init when that is given. own_set holds each one's --set.
+trained=(3_pretrain 4_align 5_ia_sft 6_joint_sft 7_context_sft 8_grpo 9_phoneme_head)
+first_trained=
+for folder in "${trained[@]}"; do
+  if [ -z "$first_trained" ] && stage_selected "${folder%%_*}"; then first_trained=$folder; fi
+done
+start_of() { # start_of FOLDER BEFORE: the model folder that the stage which makes FOLDER starts from
+  if [ "$first_trained" = "$1" ] && [ -n "$init" ]; then echo "$init"; else echo "${2:+$exp/$2}"; fi
+}
+settings_of() { # settings_of FOLDER: the stage's part of --set, into own_set
+  own_set=()
+  for setting in "${set[@]}"; do
+    [ "$(owner_of "$setting")" != "$1" ] || own_set+=("--set=${setting#"${1#*_}".}")
+  done
+}
+owner_of() { # owner_of KEY=VALUE: the folder of the stage whose name the key begins with; without a name stage 3's
+  for folder in "${trained[@]}"; do
+    if [[ $1 == "${folder#*_}".* ]]; then echo "$folder" && return; fi
+  done
+  echo 3_pretrain
+}
+for setting in "${set[@]}"; do
+  owner=$(owner_of "$setting")
+  stage_selected "${owner%%_*}" || usage_error "--set $setting" "a stage that is run" "stage ${owner/_/ }" "add stage ${owner%%_*}: a model folder keeps its settings"
+done
+if [ -n "$first_trained" ]; then
   for part in model train; do
     presets=$(cd "local/conf/$part" && echo *.yaml)
     [ -f "local/conf/$part/$preset.yaml" ] || usage_error "--preset" "a file of local/conf/$part/" "'$preset'" "$(did_you_mean "$preset" ${presets//.yaml/})"
   done
-elif [ ${#set[@]} -gt 0 ]; then
-  usage_error "--set ${set[0]}" "a stage that trains" "stages $stage to $stop_stage" "add stage 3: the model folder keeps its settings"
-elif [ -n "$init" ]; then
-  stage_selected 11 || usage_error "--init" "a stage that trains or decodes" "stages $stage to $stop_stage" "leave it out"
-  model=$init
+elif [ -n "$init" ] && ! stage_selected 11; then
+  usage_error "--init" "a stage that trains or decodes" "stages $stage to $stop_stage" "leave it out"
 fi
+model_config=local/conf/model/$preset.yaml train_config=local/conf/train/$preset.yaml
 
 . utils/setup_env.sh
 
@@ -91,15 +119,52 @@ if stage 2 units "transcripts -> phonemes: what the encoder learns to write"; th
   python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language"
 fi
 
+training=(--units "$data/units" --train "$train" --noise "$noise" --valid "$valid" --train-config "$train_config" --device "$device")
+
 if stage 3 pretrain "CR-CTC pre-training of the encoder and its phoneme head"; then
-  $launch local/03_pretrain.py --units "$data/units" --cmvn "$data/fbank/cmvn.json" \
-    --model-config "local/conf/model/$preset.yaml" --train-config "local/conf/train/$preset.yaml" \
-    --train "$train" --valid "$valid" --out "$model" --device "$device" ${init:+--init "$init"} "${set[@]/#/--set=}"
+  settings_of 3_pretrain
+  start=$(start_of 3_pretrain)
+  $launch local/03_pretrain.py "${training[@]}" ${start:+--init "$start"} --out "$exp/3_pretrain" --cmvn "$data/fbank/cmvn.json" \
+    --model-config "$model_config" "${own_set[@]}"
+fi
+
+if stage 4 align "the adaptor learns to speak to the language model"; then
+  settings_of 4_align
+  $launch local/04_align.py "${training[@]}" --init "$(start_of 4_align 3_pretrain)" --out "$exp/4_align" --model-config "$model_config" "${own_set[@]}"
+fi
+
+if stage 5 ia_sft "adaptor and LLM, on the encoders that CKA hands on"; then
+  settings_of 5_ia_sft
+  $launch local/05_ia_sft.py "${training[@]}" --init "$(start_of 5_ia_sft 4_align)" --out "$exp/5_ia_sft" --snapshots "${snapshots:-$exp/3_pretrain}" "${own_set[@]}"
+fi
+
+if stage 6 joint_sft "everything trains together, on unfinished speech too"; then
+  settings_of 6_joint_sft
+  $launch local/06_joint_sft.py "${training[@]}" --init "$(start_of 6_joint_sft 5_ia_sft)" --out "$exp/6_joint_sft" --language "$language" "${own_set[@]}"
+fi
+
+if stage 7 context_sft "names as hints, right ones and wrong ones"; then
+  settings_of 7_context_sft
+  $launch local/07_context_sft.py "${training[@]}" --init "$(start_of 7_context_sft 6_joint_sft)" --out "$exp/7_context_sft" --language "$language" ${entities:+--entities "$entities"} "${own_set[@]}"
+fi
+
+if stage 8 grpo "reinforcement learning on its own transcripts"; then
+  settings_of 8_grpo
+  $launch local/08_grpo.py "${training[@]}" --init "$(start_of 8_grpo 7_context_sft)" --out "$exp/8_grpo" "${own_set[@]}"
+fi
+
+if stage 9 phoneme_head "the phoneme head follows the encoder"; then
+  settings_of 9_phoneme_head
+  $launch local/09_phoneme_head.py "${training[@]}" --init "$(start_of 9_phoneme_head 8_grpo)" --out "$exp/9_phoneme_head" "${own_set[@]}"
 fi
 
 if stage 11 decode "$decode on $test"; then
-  python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
-    --closed "$closed" --lexicon "$lexicon" --out "$exp/11_decode" --device "$device"
+  model=$init
+  if [ -n "$first_trained" ] || [ -z "$init" ]; then # the last that has been trained
+    for folder in "${trained[@]}"; do [ ! -f "$exp/$folder/done.json" ] || model=$exp/$folder; done
+  fi
+  python local/11_decode.py --model "${model:-$exp/9_phoneme_head}" --units "$data/units" --test "$test" --configs "$decode" \
+    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" --out "$exp/11_decode" --device "$device"
 fi
 
 if stage 12 score "error rates with intervals, speed and latency"; then

@@ -24,7 +24,7 @@ from common import SEED, median_ratio, parser_for, publish, take_turns
 
 import nim4.stage
 from nim4.config import PretrainConfig, RecipeError, load, read_yaml
-from nim4.corpus.batch import Batch, Source, TrainBatches, collate
+from nim4.corpus.batch import Batch, Source, TrainBatches, collate, phone_batches
 from nim4.corpus.manifest import load_cuts, save_cuts
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.checkpoint import with_vocab_size
@@ -65,18 +65,8 @@ def draw_cuts(manifests: Sequence[Path], minutes: float) -> list:
 def bucketed_batches(cuts: list, inventory: PhonemeInventory, config: PretrainConfig, folder: Path) -> TrainBatches:
     """Stage 3's own batches of `cuts`, after the epochs that go from short to long."""
     save_cuts(cuts, folder / "train.jsonl.gz")
-    return TrainBatches(
-        [Source(folder / "train.jsonl.gz")],
-        inventory,
-        max_duration_s=config.train.max_duration_s,
-        accum=1,
-        rank=0,
-        world_size=1,
-        seed=SEED,
-        num_buckets=config.train.num_buckets,
-        num_workers=0,
-        short_first_epochs=0,
-    )
+    settings = replace(config.train, accum=1, seed=SEED, num_workers=0, short_first_epochs=0)
+    return TrainBatches([Source(folder / "train.jsonl.gz")], phone_batches(inventory), settings)
 
 
 def epoch_pass(trainer: Trainer, batches: Sequence[Batch]) -> Callable[[], None]:

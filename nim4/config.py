@@ -66,11 +66,31 @@ class ConformerConfig:
 
 
 @dataclass(frozen=True)
+class AdaptorConfig:
+    """Encoder frames to embeddings of the language model."""
+
+    stack: int = 4  # encoder frames per embedding: 25 Hz to 6.25 Hz (paper, section 3.1)
+    hidden_dim: int = 2048  # ours: the paper says two layers, not how wide
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """The language model, as it is taken up by stage 4; later stages find it in their model folder."""
+
+    name: str = "Qwen/Qwen3-1.7B"  # paper; a name on the hub, or a folder
+    lora_rank: int = 0  # 0 = all weights are trained (the paper mentions no low-rank updates)
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.05
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to rebuild the network of a checkpoint folder."""
 
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
+    adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)  # used from stage 4 on
+    llm: LlmConfig = field(default_factory=LlmConfig)  # used from stage 4 on
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -92,8 +112,6 @@ class AugmentConfig:
     """Time warp and masks; the defaults are those of CR-CTC (arXiv 2410.05101, section 4)."""
 
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
-    noise_prob: float = 0.0  # share of utterances that get stationary noise, in the features
-    noise_snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the signal-to-noise ratio (paper, section 4: N(10, 5) dB)
     time_stretch: float = 0.0  # ours: largest change of speaking rate, as a logarithm: 0.25 = rates from 0.78 to 1.28
     freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
     num_freq_masks: int = 2
@@ -105,6 +123,17 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class NoiseConfig:
+    """Recorded noise and silence in the training audio; nothing of it happens without noise recordings (`--noise`)."""
+
+    prob: float = 0.2  # paper, section 4: share of utterances that get silence at both ends, and then noise over all of it
+    snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the ratio of speech to noise (paper: N(10, 5) dB)
+    silence_s: float = 1.0  # most silence at each end; the share of it is drawn
+    beta: tuple[float, float] = (1.0, 3.0)  # from Beta(1, 3) (paper)
+    empty_prob: float = 0.01  # ours: share of utterances replaced by noise or near silence with an empty transcript
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The training loop: optimiser, schedule, batches, checkpoints. Shared by every training stage."""
 
@@ -113,6 +142,7 @@ class OptimConfig:
     warmup_steps: int = 10_000  # paper
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
     weight_decay: float = 0.01  # ours: not stated
+    optimizer: str = "adamw"  # adamw | muon: Muon on the matrices of blocks and head, AdamW on the rest
     betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch
@@ -120,6 +150,7 @@ class OptimConfig:
     num_buckets: int = 10
     short_first_epochs: int = 1  # epochs from the shortest utterance to the longest, before shuffled ones (SortaGrad, arXiv 1512.02595)
     precision: str = "fp32"  # fp32 | bf16
+    parallel: str = "ddp"  # ddp | fsdp2: several processes hold whole copies, or shards
     num_workers: int = 2
     seed: int = 0
     log_every: int = 50
@@ -128,6 +159,7 @@ class OptimConfig:
     keep_last: int = 5  # resumable checkpoints kept
     average_last: int = 5  # checkpoints averaged into the final model, if that is better on the validation set
     max_nonfinite_in_row: int = 5  # steps with a non-finite loss before training stops
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
 
 @dataclass(frozen=True)
@@ -152,12 +184,66 @@ class TrainConfig(OptimConfig):
 
 
 @dataclass(frozen=True)
+class SftConfig(OptimConfig):
+    """Stages 4 to 7: cross-entropy on the transcript. Step counts and rates are each stage's own: local/conf/train/*.yaml."""
+
+    encoder_lr_ratio: float = 1.0  # ours: rate of the encoder relative to the others, where it trains
+    partial_prob: float = 0.0  # ours: share of utterances cut at a chunk boundary, so that unfinished speech is known when streaming
+    partial_chunk_frames: int = 16  # encoder frames per chunk of those cuts: 640 ms, as deployed
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask_ratio=1.0))
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """All settings of stage 3; saved beside the weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cka: CkaConfig = field(default_factory=CkaConfig)
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """All settings of stage 4: the adaptor learns to speak to the language model."""
+
+    adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    train: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class SwapConfig:
+    """When stage 5 takes up the next encoder (paper, section 3.3: 1 M, 1 M and 2 M steps on three snapshots)."""
+
+    min_dwell: float = 0.25  # share of max_steps that an encoder stays at least; snapshots that come sooner wait in line
+    final: float = 0.5  # share of max_steps on the last snapshot
+    rewarm: float = 0.01  # share of max_steps over which the rate is warmed up after a swap (ours)
+
+
+@dataclass(frozen=True)
+class IaSftConfig:
+    """All settings of stage 5: iterative asynchronous fine-tuning, with encoders swapped in while it runs."""
+
+    swaps: SwapConfig = field(default_factory=SwapConfig)
+    train: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class JointSftConfig:
+    """All settings of stage 6: everything trains together."""
+
+    drift_alarm: float = 0.9  # ours: a warning is logged when the CKA of the encoder with that of stage 5 falls below this
+    drift_frames: int = 20_000  # encoder frames it is measured on
+    train: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class PhonemeHeadConfig:
+    """All settings of stage 9: the phoneme head on the frozen encoder. One view is enough: there is no encoder to regularise."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(cr_weight=0.0))
 
 
 # ------------------------------------------------------------------------------------------------------------- decoding
@@ -167,7 +253,8 @@ class PretrainConfig:
 class DecodeConfig:
     """One decode configuration: a file under local/conf/decode/. Never an architecture setting: those are in the model folder."""
 
-    method: str = "ctc_greedy"  # ctc_greedy
+    method: str = "ctc_greedy"  # ctc_greedy | llm
+    num_beams: int = 1  # llm: 1 = greedy
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import compose
+import phrase_texts
 import prepare
 
 HERE = Path(__file__).parent
@@ -79,8 +79,8 @@ def facts(training: Sequence[str]) -> dict[str, int]:
 def draw(kind: str, count: int, seed: int) -> list[str]:
     """`count` phrases of the grammar, or joins of the 20 words, as written text."""
     rng = random.Random(f"{seed} {kind}")
-    grammar = compose.read_grammar(HERE / "grammar.txt")
-    return [compose.draw_phrase(grammar, rng) if kind == "grammar" else prepare.draw_join(WORDS, rng) for _ in range(count)]
+    grammar = phrase_texts.read_grammar(HERE / "grammar.txt")
+    return [phrase_texts.draw_phrase(grammar, rng) if kind == "grammar" else phrase_texts.draw_join(WORDS, rng) for _ in range(count)]
 
 
 def is_short_phrase(text: str) -> bool:
@@ -92,9 +92,9 @@ def is_short_phrase(text: str) -> bool:
 def source_cost(kind: str, texts: Sequence[str]) -> float:
     """Mean cost of a text in nats for somebody who knows what drew it: the floor that no model without its speech can pass."""
     if kind == "joins":
-        low, high = prepare.WORDS_IN_JOIN
+        low, high = phrase_texts.WORDS_IN_JOIN
         return sum(len(_UNIT.findall(text)) * math.log(len(WORDS)) + math.log(high - low + 1) for text in texts) / len(texts)
-    probs = _expand(compose.read_grammar(HERE / "grammar.txt"), "<phrase>")
+    probs = _expand(phrase_texts.read_grammar(HERE / "grammar.txt"), "<phrase>")
     return -sum(math.log(probs[text]) for text in texts) / len(texts)
 
 
@@ -163,6 +163,6 @@ def _draw_hints(text: str, others: Sequence[str], rng: random.Random) -> list[st
         words = _UNIT.findall(rng.choice([piece for piece in pieces if piece.strip()] or [text]))
         if words:
             start = rng.randrange(len(words))
-            hint = compose.join_words(words[start : start + (rng.randint(1, 2) if set(words) <= set(WORDS) else rng.randint(2, 4))])
+            hint = phrase_texts.join_words(words[start : start + (rng.randint(1, 2) if set(words) <= set(WORDS) else rng.randint(2, 4))])
             hints += [hint] * (hint not in hints)
     return hints

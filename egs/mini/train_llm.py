@@ -49,7 +49,7 @@ NUM_HELD_OUT, HELD_OUT_SEED = 500, 2  # texts of each kind
 
 
 @dataclass(frozen=True)
-class LlmConfig:
+class MiniLlmConfig:
     """Everything that decides the weights; ours throughout, the paper's LLM is Qwen3-1.7B."""
 
     num_grammar: int = 16_000  # phrases drawn from the grammar; it has 16,782 different ones, most of them rare
@@ -79,11 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=HERE / "llm", help="folder of the product (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("exp/mini/llm"), help="folder of the training (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda (default: %(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of LlmConfig in this file")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of MiniLlmConfig in this file")
     return parser
 
 
-def build_model(config: LlmConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def build_model(config: MiniLlmConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """An untrained model."""
     shape = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -105,7 +105,7 @@ def build_model(config: LlmConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3F
     return Qwen3ForCausalLM(shape)
 
 
-def batches(texts: Sequence[str], encode: Encoder, config: LlmConfig) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(texts: Sequence[str], encode: Encoder, config: MiniLlmConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches, one document of each text per pass; those of similar length together, in pools of 16 batches."""
     rng = random.Random(f"{config.seed} examples")
     shares = {name: getattr(config, name) for name in ("plain", "spoken", "hints", "partial")}
@@ -121,7 +121,7 @@ def batches(texts: Sequence[str], encode: Encoder, config: LlmConfig) -> Iterato
                 pool = []
 
 
-def train(model: Qwen3ForCausalLM, data: Iterator[tuple[Tensor, Tensor]], config: LlmConfig, device: str) -> list[dict[str, float]]:
+def train(model: Qwen3ForCausalLM, data: Iterator[tuple[Tensor, Tensor]], config: MiniLlmConfig, device: str) -> list[dict[str, float]]:
     """AdamW with a warm-up and a cosine; gives the mean loss of every 100 steps. The matrices decay, gains of norms and embeddings do not."""
     model.to(device).train()
     decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -150,7 +150,7 @@ def train(model: Qwen3ForCausalLM, data: Iterator[tuple[Tensor, Tensor]], config
     return curve
 
 
-def make_model(config: LlmConfig, texts: Sequence[str], out: nim4.stage.StageOutput, device: str) -> None:
+def make_model(config: MiniLlmConfig, texts: Sequence[str], out: nim4.stage.StageOutput, device: str) -> None:
     """Tokenizer and trained weights in `out`, in Hugging Face layout, with the losses in done.json."""
     folder = out.begin()
     tokenizer = train_tokenizer(texts, config.vocab_size)
@@ -171,7 +171,7 @@ def hardware(device: str) -> str:
     return f"{name[1] if name else platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def write_product(work: Path, out: Path, config: LlmConfig, settings: Sequence[str]) -> None:
+def write_product(work: Path, out: Path, config: MiniLlmConfig, settings: Sequence[str]) -> None:
     """The trained model of `work`, measured, as the folder `out` with record.json and README.md."""
     tokenizer = AutoTokenizer.from_pretrained(work)
     model = AutoModelForCausalLM.from_pretrained(work, dtype=torch.float32).eval()  # the weights are bf16, as shipped; the sums are not
@@ -205,7 +205,7 @@ def write_product(work: Path, out: Path, config: LlmConfig, settings: Sequence[s
 
 def main() -> None:
     options = build_parser().parse_args()
-    config = build(LlmConfig, apply_overrides({}, options.set), "--set")
+    config = build(MiniLlmConfig, apply_overrides({}, options.set), "--set")
     if options.device not in ("auto", "cpu", "cuda"):
         raise RecipeError("--device", expected="auto, cpu or cuda", found=options.device, fix="correct it")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device

@@ -7,20 +7,26 @@ epoch's order again and stepping over what was used, whatever data workers had r
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from lhotse import CutSet, MonoCut
+from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from nim4.config import RecipeError
-from nim4.corpus.manifest import load_cuts
+from nim4.config import OptimConfig, RecipeError
+from nim4.corpus.feats import load_features
+from nim4.corpus.manifest import Source, load_cuts
+from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
+
+Disturb = Callable[[str, Tensor], tuple[Tensor, bool]]  # utterance id, (T, 80) -> (T', 80), and whether the utterance is still in it
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,41 @@ class Batch:
         return replace(self, **moved)
 
     @property
+    def num_targets(self) -> float:
+        """What the loss of a training step is divided by: feature frames."""
+        return float(self.x_lens.sum())
+
+    @property
     def padding_share(self) -> float:
         """Share of the feature frames that are padding."""
         return 1.0 - float(self.x_lens.sum()) / (self.x.shape[0] * self.x.shape[1])
 
 
-def phones_of(cut: MonoCut) -> str:
+@dataclass(frozen=True)
+class TextBatch(Batch):
+    """Utterances with what the language model reads and writes around the speech.
+
+    Attributes:
+        suffixes: token ids between speech and answer.
+        answers: token ids of the transcript and its end.
+        texts: the transcripts.
+    """
+
+    suffixes: list[list[int]]
+    answers: list[list[int]]
+    texts: list[str]
+
+    @property
+    def num_targets(self) -> float:
+        """What the loss of a training step is divided by: the answers' ids."""
+        return float(sum(map(len, self.answers)))
+
+
+# (utterances, epoch) -> their batch; what chance decides must follow from the epoch and the ids alone, not from the order of calls
+MakeBatch = Callable[[Sequence[Cut], int], Batch]
+
+
+def phones_of(cut: Cut) -> str:
     """The phoneme string stage 2 wrote. Raises RecipeError when there is none."""
     custom = cut.supervisions[0].custom or {}
     if "phones" not in custom:
@@ -62,16 +97,26 @@ def phones_of(cut: MonoCut) -> str:
     return custom["phones"]
 
 
-def collate(cuts: Sequence[MonoCut], inventory: PhonemeInventory) -> Batch:
-    """Reads the features of `cuts` and pads them. Raises RecipeError, with the id, when features cannot be read."""
-    features = []
+def lengthened(cut: MonoCut, seconds: float) -> Cut:
+    """The cut with this much silence behind it, for samplers, which look at durations; its features are those of `speech_of`."""
+    return cut.pad(cut.duration + seconds, preserve_id=True) if seconds else cut
+
+
+def speech_of(cut: Cut) -> MonoCut:
+    """The recorded part of a cut that may have been lengthened."""
+    return cut.first_non_padding_cut if isinstance(cut, MixedCut) else cut
+
+
+def collate(cuts: Sequence[Cut], inventory: PhonemeInventory, disturb: Disturb | None = None) -> Batch:
+    """Reads the features of `cuts`, disturbs them, and pads them. Raises RecipeError, with the id, when features cannot be read."""
+    features, phones = [], []
     for cut in cuts:
-        try:
-            features.append(torch.from_numpy(cut.load_features()))
-        except Exception as error:  # the storage backends raise their own kinds; the id is what a user needs
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"  # lhotse adds the whole cut in further lines
-            raise RecipeError(f"features of {cut.id}", expected="readable features", found=reason, fix="run stage 1 again") from error
-    phones = [torch.tensor(inventory.encode(phones_of(cut)), dtype=torch.int64) for cut in cuts]
+        x, said = load_features(speech_of(cut)), phones_of(cut)
+        if disturb is not None:
+            x, is_speech = disturb(cut.id, x)
+            said = said if is_speech else ""
+        features.append(x)
+        phones.append(torch.tensor(inventory.encode(said), dtype=torch.int64))
     return Batch(
         ids=[cut.id for cut in cuts],
         x=pad_sequence(features, batch_first=True),
@@ -87,26 +132,19 @@ class _Collated(Dataset):
     A RecipeError is returned rather than raised: a data worker would wrap it in a traceback.
     """
 
-    def __init__(self, inventory: PhonemeInventory):
-        self.inventory = inventory
+    def __init__(self, make: MakeBatch):
+        self.make = make
 
-    def __getitem__(self, cuts: CutSet) -> Batch | RecipeError:
+    def __getitem__(self, item: tuple[int, CutSet]) -> Batch | RecipeError:
+        epoch, cuts = item
         try:
-            return collate(list(cuts), self.inventory)
+            return self.make(list(cuts), epoch)
         except RecipeError as error:
             return error
 
 
-@dataclass(frozen=True)
-class Source:
-    """One training manifest and how much of it an epoch takes: 0.3 = another 30 % each epoch, 2 = everything twice."""
-
-    path: Path
-    weight: float = 1.0
-
-
-def parse_sources(specification: str, default_folder: Path) -> list[Source]:
-    """`"train"` or `"aishell:train librispeech:train-clean-100=0.3"` as sources.
+def parse_sources(specification: str, default_folder: Path, option: str = "--train") -> list[Source]:
+    """`"train"` or `"aishell:train librispeech:train-clean-100=0.3"`, the value of `option`, as sources.
 
     A split without a corpus is looked for in `default_folder` (data/<corpus>/units); `corpus:split` in the same place of another corpus.
     """
@@ -115,7 +153,7 @@ def parse_sources(specification: str, default_folder: Path) -> list[Source]:
         name, equals, weight_text = item.partition("=")
         corpus, colon, split = name.rpartition(":")
         if not split or (colon and not corpus):
-            raise RecipeError(f"--train {item}", expected="split or corpus:split", found=repr(name), fix="for example librispeech:train-clean-100")
+            raise RecipeError(f"{option} {item}", expected="split or corpus:split", found=repr(name), fix="for example librispeech:train-clean-100")
         folder = default_folder.parent.parent / corpus / default_folder.name if corpus else default_folder
         try:
             weight = float(weight_text) if equals else 1.0
@@ -123,14 +161,14 @@ def parse_sources(specification: str, default_folder: Path) -> list[Source]:
             weight = math.nan
         if not 0 < weight < math.inf:
             raise RecipeError(
-                f"--train {item}",
+                f"{option} {item}",
                 expected="a positive weight after =",
                 found=weight_text or "none",
                 fix="for example librispeech:train-clean-100=0.3",
             )
         sources.append(Source(folder / f"{split}.jsonl.gz", weight))
     if not sources:
-        raise RecipeError("--train", expected="at least one split", found=repr(specification), fix="for example --train train")
+        raise RecipeError(option, expected="at least one split", found=repr(specification), fix=f"for example {option} train")
     return sources
 
 
@@ -139,32 +177,19 @@ class TrainBatches:
 
     Args:
         sources: manifests and weights.
-        inventory: turns phoneme strings into ids.
-        max_duration_s: padded audio per micro-batch.
-        accum: micro-batches per step and process.
+        make: turns utterances into a batch, see MakeBatch.
+        config: `max_duration_s` (padded audio per micro-batch), `accum` (micro-batches per step and process), `seed`, `num_buckets`,
+            `num_workers` and `short_first_epochs` count.
         rank, world_size: this process, and how many there are.
-        seed, num_buckets, num_workers, short_first_epochs: as in the training config.
+        noise: what `make` mixes into the utterances: the silence it adds counts as audio when batches are filled.
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        inventory: PhonemeInventory,
-        *,
-        max_duration_s: float,
-        accum: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        num_buckets: int,
-        num_workers: int,
-        short_first_epochs: int,
+        self, sources: Sequence[Source], make: MakeBatch, config: OptimConfig, rank: int = 0, world_size: int = 1, noise: Noise | None = None
     ):
         self._cuts = [(list(load_cuts(source.path)), source.weight) for source in sources]
-        self._dataset = _Collated(inventory)
-        self._max_duration_s, self._accum, self._rank, self._world_size = max_duration_s, accum, rank, world_size
-        self._seed, self._num_workers = seed, num_workers
-        self._num_buckets, self._short_first_epochs = num_buckets, short_first_epochs
+        self._dataset, self._noise = _Collated(make), noise
+        self._config, self._rank, self._world_size = config, rank, world_size
         cuts = [cut for cuts, _ in self._cuts for cut in cuts]
         self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
 
@@ -172,11 +197,11 @@ class TrainBatches:
         chosen: list[MonoCut] = []
         for number, (cuts, weight) in enumerate(self._cuts):
             order = list(cuts)
-            random.Random(f"{self._seed} {number}").shuffle(order)
+            random.Random(f"{self._config.seed} {number}").shuffle(order)
             take = max(round(len(order) * weight), 1)
             start = take * epoch
             chosen += [order[i % len(order)] for i in range(start, start + take)]
-        random.Random(f"{self._seed} epoch {epoch}").shuffle(chosen)
+        random.Random(f"{self._config.seed} epoch {epoch}").shuffle(chosen)
         repeats: dict[str, int] = {}
         for position, cut in enumerate(chosen):  # a weight above 1 takes a cut twice; lhotse wants unique ids
             repeats[cut.id] = repeats.get(cut.id, 0) + 1
@@ -184,26 +209,28 @@ class TrainBatches:
                 chosen[position] = cut.with_id(f"{cut.id}-again{repeats[cut.id]}")
         return CutSet.from_cuts(chosen)
 
-    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[CutSet]:
+    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[tuple[int, CutSet]]:
         """This process's micro-batches of an epoch from `first_step` on; a last, incomplete step is left for another epoch's order."""
         cuts = self._epoch_cuts(epoch)
+        if self._noise is not None:  # the silence counts as audio: it decides how many utterances go into a batch
+            cuts = CutSet.from_cuts(lengthened(cut, self._noise.added_s(epoch, cut.id)) for cut in cuts)
         # Every process draws the whole order, as if it were alone; which part is its own is decided below.
-        if epoch < self._short_first_epochs:
+        if epoch < self._config.short_first_epochs:
             shortest_first = cuts.sort_by_duration(ascending=True)
-            sampler = DynamicCutSampler(shortest_first, max_duration=self._max_duration_s, rank=0, world_size=1)
+            sampler = DynamicCutSampler(shortest_first, max_duration=self._config.max_duration_s, rank=0, world_size=1)
         else:
-            num_buckets = max(min(self._num_buckets, len(cuts) // 2), 1)
+            num_buckets = max(min(self._config.num_buckets, len(cuts) // 2), 1)
             sampler = DynamicBucketingSampler(
-                cuts, max_duration=self._max_duration_s, shuffle=True, seed=self._seed, num_buckets=num_buckets, rank=0, world_size=1
+                cuts, max_duration=self._config.max_duration_s, shuffle=True, seed=self._config.seed, num_buckets=num_buckets, rank=0, world_size=1
             )
             sampler.set_epoch(epoch)
         group: list[CutSet] = []
-        group_size, step = self._accum * self._world_size, 0
+        group_size, step = self._config.accum * self._world_size, 0
         for cuts_of_batch in sampler:
             group.append(cuts_of_batch)
             if len(group) == group_size:
                 if step >= first_step:
-                    yield from group[self._rank :: self._world_size]
+                    yield from ((epoch, cuts) for cuts in group[self._rank :: self._world_size])
                 group, step = [], step + 1
 
     def steps(self, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, int, list[Batch]]]:
@@ -217,15 +244,15 @@ class TrainBatches:
                 self._dataset,
                 sampler=_Once(self._own_cuts(epoch, first_step)),
                 batch_size=None,
-                num_workers=self._num_workers,
-                multiprocessing_context="fork" if self._num_workers else None,
+                num_workers=self._config.num_workers,
+                multiprocessing_context="fork" if self._config.num_workers else None,
             )
             step, micro_batches = first_step, []
             for batch in loader:
                 if isinstance(batch, RecipeError):
                     raise batch
                 micro_batches.append(batch)
-                if len(micro_batches) == self._accum:
+                if len(micro_batches) == self._config.accum:
                     yield epoch, step, micro_batches
                     step, micro_batches = step + 1, []
             if step == 0:
@@ -241,20 +268,33 @@ class TrainBatches:
 class _Once:
     """An iterator as a DataLoader's sampler: it is asked for its iterator once."""
 
-    def __init__(self, items: Iterator[CutSet]):
+    def __init__(self, items: Iterator[tuple[int, CutSet]]):
         self._items = items
 
-    def __iter__(self) -> Iterator[CutSet]:
+    def __iter__(self) -> Iterator[tuple[int, CutSet]]:
         return self._items
 
 
-def eval_batches(cuts: CutSet, inventory: PhonemeInventory, max_duration_s: float) -> Iterator[Batch]:
-    """All of `cuts` once, longest first, in padded batches of at most `max_duration_s` (one longer utterance stands alone)."""
+def phone_batches(inventory: PhonemeInventory, noise: Noise | None = None) -> MakeBatch:
+    """How stages 3 and 9 make their batches: features, with noise in some when there is any, and phonemes."""
+    return lambda cuts, epoch: collate(cuts, inventory, disturb_of(noise, epoch))
+
+
+def disturb_of(noise: Noise | None, epoch: int) -> Disturb | None:
+    """What happens to the utterances of an epoch; nothing in epoch -1, that of validation."""
+    return None if noise is None or epoch < 0 else partial(noise.disturb, epoch)
+
+
+def eval_batches(cuts: CutSet, make: MakeBatch, max_duration_s: float) -> Iterator[Batch]:
+    """All of `cuts` once, longest first, in padded batches of at most `max_duration_s` (one longer utterance stands alone).
+
+    They are made as of epoch -1, in which nothing is left to chance.
+    """
     pending: list[MonoCut] = []
     for cut in sorted(cuts, key=lambda cut: (-cut.duration, cut.id)):
         if pending and pending[0].duration * (len(pending) + 1) > max_duration_s:
-            yield collate(pending, inventory)
+            yield make(pending, -1)
             pending = []
         pending.append(cut)
     if pending:
-        yield collate(pending, inventory)
+        yield make(pending, -1)

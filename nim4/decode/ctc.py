@@ -3,13 +3,16 @@
 A stream goes through the same code as a microphone would: samples, streaming features, cached encoder, greedy collapse.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nim4.corpus.feats import Fbank, StreamingFbank
+from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, StreamingFbank, read_samples
+from nim4.corpus.manifest import MonoCut
+from nim4.decode.offline import Decoded, features_of
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
 
@@ -26,12 +29,10 @@ def offline_log_probs(model: PhonemeModel, recordings: Sequence[np.ndarray]) -> 
     Returns:
         an (S, V) float32 array per recording.
     """
-    fbank = Fbank()
-    features = [torch.from_numpy(fbank.extract(samples)) for samples in recordings]
-    if not any(map(len, features)):
-        return [np.zeros((0, model.config.vocab_size), np.float32) for _ in features]
-    x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(model.mean.device)
-    log_probs, lens = model(x, torch.tensor([len(f) for f in features], device=x.device))
+    x, x_lens = features_of(recordings, model.mean.device)
+    if not x.numel():
+        return [np.zeros((0, model.config.vocab_size), np.float32) for _ in recordings]
+    log_probs, lens = model(x, x_lens)
     return [row[:length].cpu().numpy() for row, length in zip(log_probs, lens.tolist(), strict=True)]
 
 
@@ -82,3 +83,26 @@ class StreamingCtc:
         self.phones += collapse(labels, self._last)
         self._last = labels[-1] if labels else self._last
         return log_probs
+
+
+def stream_cuts(cuts: Sequence[MonoCut], model: PhonemeModel, context: Context) -> Iterator[Decoded[np.ndarray]]:
+    """Every cut as a stream with a simulated speaker: a chunk can be decoded when it has been spoken, and compute is waited for.
+
+    The result is the (S, V) float32 log-probabilities of all chunks.
+    """
+    piece = context.chunk_frames * ENCODER_FRAME_MS * SAMPLING_RATE_HZ // 1000
+    for cut in cuts:
+        try:
+            samples = read_samples(cut)
+        except UNREADABLE as error:
+            yield Decoded(cut, None, 0.0, repr(error))
+            continue
+        session, outputs, shown, clock_s, wall_s = StreamingCtc(model, context), [], [], 0.0, 0.0
+        for start in [*range(0, len(samples), piece), None]:
+            heard_s = (len(samples) if start is None else min(start + piece, len(samples))) / SAMPLING_RATE_HZ
+            started_s = time.perf_counter()
+            outputs.append(session.finish() if start is None else session.accept(samples[start : start + piece]))
+            took_s = time.perf_counter() - started_s
+            wall_s, clock_s = wall_s + took_s, max(clock_s, heard_s) + took_s
+            shown.append((heard_s, clock_s, list(session.phones)))
+        yield Decoded(cut, torch.cat(outputs).numpy(), wall_s, None, shown)

@@ -5,10 +5,13 @@ It shows what CTC alone knows: every word may follow every word with the same pr
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from nim4.config import RecipeError
+from nim4.corpus.g2p import Lexicon
+from nim4.corpus.units import PhonemeInventory
 from nim4.model.ctc import BLANK
 
 NEVER = -1e30
@@ -49,6 +52,16 @@ class LexiconSearch:
         self._can_skip[2:] = inside[2:] & inside[1:-1] & (self._labels[2:] != BLANK) & (self._labels[2:] != self._labels[:-2])
         # A word may follow another without a blank only if the phonemes where they meet differ.
         self._clash = self._labels[self._ends][None, :] == self._labels[self._starts][:, None]  # (next word, word before)
+
+    @classmethod
+    def of_file(cls, path: Path, inventory: PhonemeInventory) -> "LexiconSearch":
+        """The words of a list, one per line, with the readings of the G2P. Raises RecipeError when the list cannot be read."""
+        try:
+            words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(path, expected="a readable word list", found=error, fix="correct --lexicon") from error
+        reader = Lexicon()
+        return cls({word: [inventory.encode(reader.phones(word))] for word in words})
 
     def search(self, log_probs: np.ndarray) -> list[str]:
         """The best words for (S, V) log-probabilities; none for no frames, or where blanks are best."""

@@ -1,6 +1,7 @@
 """Model folders and the safe reading and writing of weights: safetensors only, shapes checked, nothing unpickled.
 
-A model folder holds model.safetensors, config.yaml and tokens.txt, and decoding needs nothing else.
+A model folder holds model.safetensors, config.yaml and tokens.txt, from stage 4 on also llm/ in Hugging Face layout
+(nim4/model/asr.py), and decoding needs nothing else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +20,14 @@ from nim4.model.ctc import PhonemeModel
 from nim4.stage import atomic_write
 
 WEIGHTS = "model.safetensors"
+ADAPTOR = "adaptor."  # of the adaptor's names in model.safetensors, from stage 4 on; all others are the phoneme model's
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Named tensors as safetensors; the file appears only when it is whole."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Named tensors as safetensors, tied ones once; the file appears only when it is whole."""
+    tied = _tied(weights)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
+    content = save(kept, dict(metadata) if metadata else None)
     with atomic_write(path, "wb") as file:
         file.write(content)
 
@@ -38,10 +42,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _tied(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names whose tensor is another one's memory, each with the first name it has: an output layer tied to the embeddings."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    tied = {}
+    for name, tensor in weights.items():
+        if tensor.numel():
+            owner = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+            if owner != name:
+                tied[name] = owner
+    return tied
+
+
 def load_into(module: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
-    """Loads `weights` into `module`, all of them. Raises RecipeError that names the first difference in names or shapes."""
+    """Loads `weights` into `module`, all of them. Raises RecipeError as check_weights does."""
+    check_weights(module, weights, where)
+    module.load_state_dict(dict(weights), strict=False)  # what is tied may be missing, and was checked above
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
+    """Raises RecipeError that names the first difference in names or shapes, unless `weights` are those of a module like this."""
     own = module.state_dict()
-    differences = [f"{name} is missing" for name in own if name not in weights]
+    tied = _tied(own)
+    differences = [f"{name} is missing" for name in own if name not in weights and tied.get(name) not in weights]
     differences += [f"{name} is not part of this model" for name in weights if name not in own]
     differences += [
         f"{name} is {tuple(weights[name].shape)}, must be {tuple(own[name].shape)}"
@@ -56,7 +79,11 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], where: object) -
             found=f"{differences[0]}{more}",
             fix="use the --preset and --set model.* the weights were made with",
         )
-    module.load_state_dict(dict(weights))
+
+
+def acoustic_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The phoneme model's part of a folder's weights."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(ADAPTOR)}
 
 
 def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -78,8 +105,8 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig,
         yaml.safe_dump(as_dict(config), file, sort_keys=False)
 
 
-def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, PhonemeInventory]:
-    """The phoneme model of a folder, in evaluation mode, and its inventory.
+def read_model_config(folder: Path) -> tuple[ModelConfig, PhonemeInventory]:
+    """Shape and phoneme inventory of a model folder.
 
     Raises:
         RecipeError: if the folder is not a model folder, or its parts do not fit each other.
@@ -94,8 +121,18 @@ def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, Phonem
         raise RecipeError(
             folder / "tokens.txt", expected=f"{config.vocab_size} symbols", found=len(inventory), fix="restore the folder's own tokens.txt"
         )
+    return config, inventory
+
+
+def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, PhonemeInventory]:
+    """The phoneme model of a folder, in evaluation mode, and its inventory.
+
+    Raises:
+        RecipeError: if the folder is not a model folder, or its parts do not fit each other.
+    """
+    config, inventory = read_model_config(folder)
     model = PhonemeModel(config)
-    load_into(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    load_into(model, acoustic_weights(read_weights(folder / WEIGHTS)), folder / WEIGHTS)
     return model.to(device).eval(), inventory
 
 

@@ -1,7 +1,8 @@
-"""Phoneme CTC: the head, the model of stage 3, CTC and CR-CTC losses, greedy search."""
+"""Phoneme CTC: the head, the model of stage 3, CTC and CR-CTC losses, greedy search, forced alignment."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +42,12 @@ class PhonemeModel(nn.Module):
         self.register_buffer("mean", torch.zeros(config.encoder.num_mel_bins))
         self.register_buffer("inverse_std", torch.ones(config.encoder.num_mel_bins))
 
+    def train(self, mode: bool = True) -> "PhonemeModel":
+        """Like any module's, but parts that are frozen as a whole stay in evaluation mode: without dropout."""
+        super().train(mode)
+        frozen_in_evaluation(self.encoder, self.head)
+        return self
+
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Takes the global mean and standard deviation of the features, (80,) each, into the weights."""
         self.mean.copy_(mean)
@@ -54,6 +61,13 @@ class PhonemeModel(nn.Module):
         """Log-Mel features (B, T, 80) -> (B, S, V) log-probabilities and (B,) encoder lengths."""
         x, x_lens = self.encoder(self.normalise(x), x_lens, context)
         return self.head(x), x_lens
+
+
+def frozen_in_evaluation(*parts: nn.Module) -> None:
+    """Puts the parts without a trainable parameter into evaluation mode."""
+    for part in parts:
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.eval()
 
 
 def ctc_loss(log_probs: Tensor, x_lens: Tensor, phones: Tensor, phone_lens: Tensor) -> Tensor:
@@ -100,3 +114,49 @@ def greedy_search(log_probs: Tensor, x_lens: Tensor) -> list[list[int]]:
     """Best phoneme per frame, collapsed: (B, S, V), (B,) -> B lists of phoneme ids."""
     best = log_probs.argmax(-1).cpu()
     return [collapse(row[:length].tolist()) for row, length in zip(best, x_lens.tolist(), strict=True)]
+
+
+def forced_align(log_probs: np.ndarray, phones: Sequence[int]) -> np.ndarray:
+    """Where each phone is said: the most probable CTC path that spells `phones` (Viterbi).
+
+    Args:
+        log_probs: (S, V) float32, natural logarithms, of one utterance without padding.
+        phones: P ids, without blanks.
+    Returns:
+        (P, 2) int64, first and last encoder frame of each phone, both inclusive, in order and without overlap; the frames between
+        are the path's blanks. Of equally probable paths, one is chosen, always the same.
+    Raises:
+        ValueError: if CTC does not fit: more phones than frames, counting the blank that two equal neighbours need between them,
+            or no path with a probability above 0; or if an id is the blank, or no column of `log_probs`.
+    """
+    if len(phones) == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    num_frames, vocab_size = log_probs.shape
+    labels = np.full(2 * len(phones) + 1, BLANK)  # a state for each phone, and one for the blanks before, between and behind them
+    labels[1::2] = own = np.asarray(phones, dtype=np.int64)
+    if own.min() < 0 or own.max() >= vocab_size or BLANK in own:
+        raise ValueError(f"phones must be ids from 0 to {vocab_size - 1} other than the blank {BLANK}, but are {own.tolist()}")
+    differs = own[1:] != own[:-1]
+    least = len(own) + int((~differs).sum())
+    if num_frames < least:
+        raise ValueError(f"{len(own)} phones need at least {least} frames, but there are {num_frames}")
+    may_skip = np.zeros(len(labels), dtype=bool)  # the blank before this state
+    may_skip[3::2] = differs
+    emitted = log_probs[:, labels].astype(np.float64)
+    score = np.full(len(labels), -np.inf)
+    score[:2] = emitted[0, :2]
+    moved = np.zeros((num_frames, len(labels)), dtype=np.int8)  # states that the best path into here went forward: 0, 1 or 2
+    by_move = np.full((3, len(labels)), -np.inf)
+    for frame in range(1, num_frames):
+        by_move[0], by_move[1, 1:], by_move[2, 2:] = score, score[:-1], np.where(may_skip[2:], score[:-2], -np.inf)
+        moved[frame] = by_move.argmax(0)
+        score = by_move.max(0) + emitted[frame]
+    state = len(labels) - 1 - int(score[-2] >= score[-1])
+    if not score[state] > -np.inf:
+        raise ValueError("no alignment has a probability above 0")
+    path = np.empty(num_frames, dtype=np.int64)
+    for frame in range(num_frames - 1, -1, -1):
+        path[frame] = state
+        state -= int(moved[frame, state])
+    states = np.arange(1, len(labels), 2)
+    return np.stack([np.searchsorted(path, states), np.searchsorted(path, states, side="right") - 1], axis=1)

@@ -35,7 +35,7 @@ class Hypothesis:
     """What a decoder gave for one utterance."""
 
     id: str
-    phones: str
+    phones: str | None  # None = no phonemes for this utterance
     text: str | None  # None = no words for this utterance
     audio_s: float
     wall_s: float | None  # seconds spent decoding; None = not measured
@@ -68,6 +68,11 @@ class DecodedSet:
     def has_text(self) -> bool:
         """False when the config gives no words on this set: all its texts are null."""
         return any(hyp.text is not None for hyp in self.hyps.values())
+
+    @property
+    def has_phones(self) -> bool:
+        """False when the config gives words alone: all its phonemes are null."""
+        return any(hyp.phones is not None for hyp in self.hyps.values())
 
 
 def find_sets(decode: Path) -> list[Path]:
@@ -123,9 +128,9 @@ def _read_references(path: Path) -> list[Reference]:
 def _read_hypotheses(path: Path) -> list[Hypothesis]:
     rows = checked_rows(path, {"id": str, "error": str | None, "phones": str | None, "text": str | None, "audio_s": float, "wall_s": float | None})
     for number, row in enumerate(rows, 1):
-        if row["phones"] is None and row["error"] is None:
-            raise RecipeError(f"{path}, row {number}", expected="'phones' as text (\"\" for none) unless 'error' is set", found="null", fix=RERUN)
-    return [Hypothesis(row["id"], row["phones"] or "", row["text"], row["audio_s"], row["wall_s"], row["error"]) for row in rows]
+        if row["phones"] is None and row["text"] is None and row["error"] is None:
+            raise RecipeError(f"{path}, row {number}", expected="'phones' or 'text' (\"\" for none) unless 'error' is set", found="null", fix=RERUN)
+    return [Hypothesis(row["id"], row["phones"], row["text"], row["audio_s"], row["wall_s"], row["error"]) for row in rows]
 
 
 def _read_events(path: Path) -> tuple[Event, ...]:

@@ -98,5 +98,5 @@ def _hyp_units(hyp: Hypothesis | None, metric: str) -> tuple[tuple[str, ...], st
         return (), "failed"
     if metric != "PER" and hyp.text is None:
         return (), "absent"
-    units = tuple(units_of(metric, phones=hyp.phones, text=hyp.text or ""))
+    units = tuple(units_of(metric, phones=hyp.phones or "", text=hyp.text or ""))
     return units, None if units else "empty"

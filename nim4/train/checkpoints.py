@@ -3,7 +3,7 @@
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class Checkpoints:
         """The newest whole checkpoint."""
         return next(reversed(self.all()), None)
 
-    def save(self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Writes `step-N` and removes those that are too old."""
+    def save(self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Writes `step-N` (`optimizer` is its state dict) and removes those that are too old."""
         path = self.folder / f"step-{step}"
         work = path.with_suffix(".tmp")
         for stale in (work, path):
@@ -39,17 +39,17 @@ class Checkpoints:
                 shutil.rmtree(stale)
         save_weights(work / WEIGHTS, weights)
         with atomic_write(work / "optimizer.pt", "wb") as file:
-            torch.save(optimizer.state_dict(), file)
+            torch.save(dict(optimizer), file)
         write_json(work / "trainer.json", dict(state))
         os.replace(work, path)
         for old in self.all()[: -self.keep_last]:
             shutil.rmtree(old)
 
-    def load_optimizer(self, checkpoint: Path, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Restores the optimiser. Raises RecipeError when its file is broken or belongs to another model."""
+    def load_optimizer(self, checkpoint: Path, load: Callable[[dict], None], device: torch.device) -> None:
+        """Restores the optimiser by `load`, which takes its state dict. Raises RecipeError when the file is broken or another model's."""
         path = checkpoint / "optimizer.pt"
         try:
-            optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+            load(torch.load(path, map_location=device, weights_only=True))
         except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
             raise RecipeError(
                 path, expected="the optimiser state of this run", found=error, fix=f"remove {checkpoint} to resume from the one before"

@@ -1,4 +1,8 @@
-"""One process or many: what the training loop needs of torch.distributed, as started by torchrun."""
+"""One process or many: what the training loop needs of torch.distributed, as started by torchrun.
+
+Each process holds the whole model (DDP), or a shard of it (FSDP2). The functions on weights below are the same for both: what they
+give and take is always whole, so a checkpoint does not depend on how many processes wrote it.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as whole
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from nim4.config import RecipeError
 
@@ -36,6 +42,56 @@ class Processes:
         """Waits for all processes."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def shard(model: nn.Module, methods: tuple[str, ...] = ()) -> None:
+    """Shards `model` over all processes in place (FSDP2): each block of a stack of blocks on its own, then what is left.
+
+    Args:
+        methods: names of methods beside `forward` that run the model.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                if any(True for _ in block.parameters()):
+                    fully_shard(block)
+    fully_shard(model)
+    for name in methods:
+        register_fsdp_forward_method(model, name)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on it: then whatever runs the model has to run on all processes."""
+    return isinstance(model, FSDPModule)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict; under FSDP2 gathered, on the main process (the others get an empty one)."""
+    return whole.get_model_state_dict(model, options=_WHOLE) if is_sharded(model) else model.state_dict()
+
+
+def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Takes a whole state dict, read on every process and checked to be this model's, into the model or its shards."""
+    if is_sharded(model):
+        whole.set_model_state_dict(model, weights, options=whole.StateDictOptions(full_state_dict=True, strict=False))
+    else:
+        model.load_state_dict(weights, strict=False)
+
+
+def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """The optimiser's state; under FSDP2 gathered, on the main process."""
+    return whole.get_optimizer_state_dict(model, optimizer, options=_WHOLE) if is_sharded(model) else optimizer.state_dict()
+
+
+def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Takes a whole optimiser state, read on every process. Raises ValueError or KeyError when it belongs to another model."""
+    if is_sharded(model):
+        whole.set_optimizer_state_dict(model, optimizer, state, options=whole.StateDictOptions(full_state_dict=True))
+    else:
+        optimizer.load_state_dict(state)
+
+
+_WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def pick_device(name: str) -> torch.device:

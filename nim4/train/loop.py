@@ -2,31 +2,45 @@
 
 Everything random in a step is seeded from (seed, step, micro-batch), so a run that was killed and resumed gives the same weights
 as one that was not, on a CPU to the last digit. The loss of a step is the sum over all its micro-batches and processes divided by
-the number of frames in all of them, so 1 process with 2 micro-batches equals 2 processes with 1.
+the number of targets in all of them (frames, or the transcripts' tokens), so 1 process with 2 micro-batches equals 2 processes with 1.
 """
 
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from nim4.config import OptimConfig, RecipeError
 from nim4.corpus.batch import Batch, TrainBatches
-from nim4.model.checkpoint import WEIGHTS, average_weights, count_parameters, load_into, read_weights, save_weights
+from nim4.model.checkpoint import WEIGHTS, average_weights, check_weights, count_parameters, read_weights, save_weights
 from nim4.stage import atomic_write, read_json, write_json
 from nim4.train.checkpoints import Checkpoints
-from nim4.train.distributed import Processes
+from nim4.train.distributed import (
+    Processes,
+    is_sharded,
+    load_whole_optimizer,
+    load_whole_weights,
+    shard,
+    whole_optimizer,
+    whole_weights,
+)
+from nim4.train.muon import MuonAdamW
 
 log = logging.getLogger("nim4")
 
+
+# parameters that Muon steps where it is chosen: the matrices between two hidden layers
+HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.")
 
 # settings that count something there must be at least one of
 COUNTS = ("max_steps", "accum", "num_buckets", "log_every", "valid_every", "save_every", "keep_last", "average_last", "max_nonfinite_in_row")
@@ -61,14 +75,23 @@ def learning_rate(step: int, config: OptimConfig) -> float:
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on biases and norms."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+def make_optimizer(model: nn.Module, config: OptimConfig, lr_ratios: Mapping[str, float] = MappingProxyType({})) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, or Muon on HIDDEN and AdamW on the others; no weight decay on biases and norms.
+
+    Args:
+        lr_ratios: beginning of a parameter's name -> its rate relative to the others'.
+    """
+    groups: dict[tuple[float, float, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            ratio = next((ratio for start, ratio in lr_ratios.items() if name.startswith(start)), 1.0)
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            muon = config.optimizer == "muon" and parameter.ndim == 2 and name.startswith(HIDDEN)
+            group = groups.setdefault((ratio, -decay, muon), {"params": [], "weight_decay": decay, "lr_ratio": ratio, "muon": muon})
+            group["params"].append(parameter)
+    # in a fixed order, since a resumed run takes up its optimiser's state by it
+    optimizer = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
+    return optimizer([groups[key] for key in sorted(groups)], lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
 
 
 def _generator(*key: int) -> Generator:
@@ -92,6 +115,11 @@ class Trainer:
         evaluate: run on the main process every `valid_every` steps and at the end.
         after_step: called on the main process after each step with the number of steps done, e.g. the CKA monitor.
         on_resume: called on the main process before the first step with the number of steps done, 0 in a new run.
+        before_step: called on all processes before each step with the number of steps done; True = the rate is warmed up anew from
+            there, over `rewarm_steps`.
+        rewarm_steps: length of such a warm-up.
+        lr_ratios: see make_optimizer.
+        sharded_methods: methods of the model beside `forward` that run it, for FSDP2.
     """
 
     def __init__(
@@ -105,18 +133,32 @@ class Trainer:
         evaluate: Evaluate,
         after_step: Callable[[int], None] = lambda step: None,
         on_resume: Callable[[int], None] = lambda step: None,
+        before_step: Callable[[int], bool] = lambda step: False,
+        rewarm_steps: int = 0,
+        lr_ratios: Mapping[str, float] = MappingProxyType({}),
+        sharded_methods: tuple[str, ...] = (),
     ):
         if config.precision not in ("fp32", "bf16"):
             raise RecipeError("train.precision", expected="fp32 or bf16", found=config.precision, fix="--set train.precision=bf16")
+        if config.optimizer not in ("adamw", "muon"):
+            raise RecipeError("train.optimizer", expected="adamw or muon", found=config.optimizer, fix="--set train.optimizer=adamw")
+        if (config.optimizer, config.parallel) == ("muon", "fsdp2"):  # it needs whole matrices
+            raise RecipeError("train.optimizer", expected="adamw with train.parallel=fsdp2", found="muon", fix="--set train.optimizer=adamw")
+        if config.parallel not in ("ddp", "fsdp2"):
+            raise RecipeError("train.parallel", expected="ddp or fsdp2", found=config.parallel, fix="--set train.parallel=ddp")
         for name in COUNTS:
             if getattr(config, name) < 1:
                 raise RecipeError(f"train.{name}", expected="at least 1", found=getattr(config, name), fix=f"--set train.{name}=1, or more")
         self.model, self.loss, self.batches, self.config, self.work = model, loss, batches, config, work
         self.processes, self.evaluate, self.after_step, self.on_resume = processes, evaluate, after_step, on_resume
-        self.optimizer = make_optimizer(model, config)
+        self.before_step, self.rewarm_steps = before_step, rewarm_steps
+        if processes.world_size > 1 and config.parallel == "fsdp2":
+            shard(model, sharded_methods)
+        self.optimizer = make_optimizer(model, config, lr_ratios)
         self.checkpoints = Checkpoints(work / "checkpoints", config.keep_last)
         self.step = 0
         self._place = (0, 0)  # epoch, step within the epoch: the next batch to use
+        self._rewarmed_at = -rewarm_steps  # step of the last warm-up anew
         self._nonfinite_in_row = 0
         self._best = math.inf
         self._sums: dict[str, float] = {}  # of the steps since the last row in metrics.jsonl
@@ -124,13 +166,16 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Trains to the end; `model` then holds the final weights. Returns the final validation numbers."""
         self._resume()
-        parallel = DistributedDataParallel(self.model) if self.processes.world_size > 1 else self.model
+        several = self.processes.world_size > 1 and not is_sharded(self.model)
+        parallel = DistributedDataParallel(self.model) if several else self.model
         parallel.train()
         writer = SummaryWriter(str(self.work / "tensorboard"), purge_step=self.step + 1) if self.processes.is_main else None
         log.info("training from step %d to %d, %s trainable parameters", self.step, self.config.max_steps, count_parameters(self._trainable()))
         started_s = time.monotonic()
         steps = self.batches.steps(*self._place)
         while self.step < self.config.max_steps:
+            if self.before_step(self.step):
+                self._rewarmed_at = self.step
             epoch, step_in_epoch, micro_batches = next(steps)
             parts = self._train_step(parallel, micro_batches)
             self.step += 1
@@ -142,14 +187,14 @@ class Trainer:
                 started_s = time.monotonic()
             if self.processes.is_main:
                 self.after_step(self.step)
-                if self.step % self.config.valid_every == 0 or self.step == self.config.max_steps:
-                    paused_s = time.monotonic()
-                    self._validate(writer)
-                    started_s += time.monotonic() - paused_s
+            if self.step % self.config.valid_every == 0 or self.step == self.config.max_steps:
+                paused_s = time.monotonic()
+                self._validate(writer)
+                started_s += time.monotonic() - paused_s
             if self.step % self.config.save_every == 0 or self.step == self.config.max_steps:
                 self._save()
             self.processes.barrier()
-        final = self._finish() if self.processes.is_main else {}
+        final = self._finish()
         if writer is not None:
             writer.close()
         self.processes.barrier()
@@ -163,11 +208,11 @@ class Trainer:
     def _train_step(self, parallel: nn.Module, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimiser step; returns the sums of the loss parts over this process's micro-batches, and counts."""
         rank, world_size, device = self.processes.rank, self.processes.world_size, self.processes.device
-        rate = learning_rate(self.step, self.config)
+        rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        own_frames = sum(float(batch.x_lens.sum()) for batch in micro_batches)
-        frames = float(self.processes.sum(torch.tensor(own_frames, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")))
+            group["lr"] = rate * group["lr_ratio"]
+        own_targets = sum(batch.num_targets for batch in micro_batches)
+        targets = float(self.processes.sum(torch.tensor(own_targets, dtype=torch.float64, device=self._sum_device())))
         sums: dict[str, float] = {}
         finite = True
         for number, batch in enumerate(micro_batches):
@@ -179,11 +224,12 @@ class Trainer:
                 parallel.require_backward_grad_sync = last
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 parts = self.loss(parallel, batch.to(device), draw)
-            (parts["loss"] * (world_size / frames)).backward()
+            (parts["loss"] * (world_size / targets)).backward()
             finite &= bool(torch.isfinite(parts["loss"]))
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         norm = nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite &= bool(torch.isfinite(norm))
         if self.processes.sum(torch.tensor(0.0 if finite else 1.0, device=norm.device)) > 0:
             self._skip_step([batch.ids for batch in micro_batches], finite)
@@ -193,7 +239,14 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         padded = sum(batch.x.shape[0] * batch.x.shape[1] for batch in micro_batches)
-        return {**sums, "frames": own_frames, "padded_frames": float(padded), "grad_norm": float(norm), "steps": 1.0}
+        frames = float(sum(int(batch.x_lens.sum()) for batch in micro_batches))
+        counts = {"targets": own_targets, "frames": frames, "padded_frames": float(padded), "grad_norm": float(norm), "steps": 1.0}
+        return sums | counts
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, the warm-up anew included."""
+        rewarmed = (step - self._rewarmed_at + 1) / self.rewarm_steps if self.rewarm_steps else 1.0
+        return learning_rate(step, self.config) * min(rewarmed, 1.0)
 
     def _skip_step(self, ids: list[list[str]], finite_here: bool) -> None:
         """Logs a step whose loss or gradient is not finite, and stops the training after too many in a row."""
@@ -222,11 +275,11 @@ class Trainer:
         sums, self._sums = self._sums, {}
         if not self.processes.is_main:
             return
-        frames, steps = sums.pop("frames", 0.0), sums.pop("steps", 0.0)
-        row: dict[str, float] = {"lr": learning_rate(self.step - 1, self.config), "skipped": sums.pop("skipped", 0.0) / self.processes.world_size}
+        targets, frames, steps = (sums.pop(name, 0.0) for name in ("targets", "frames", "steps"))
+        row: dict[str, float] = {"lr": self._rate(self.step - 1), "skipped": sums.pop("skipped", 0.0) / self.processes.world_size}
         row["grad_norm"] = sums.pop("grad_norm", 0.0) / max(steps, 1.0)
         row["padding_share"] = 1.0 - frames / max(sums.pop("padded_frames", 0.0), 1.0)
-        row |= {name: value / max(frames, 1.0) for name, value in sums.items()}
+        row |= {name: value / max(targets, 1.0) for name, value in sums.items()}
         row["audio_s_per_s"] = frames / 100 / max(seconds, 1e-9)
         self._write(row, "train", writer, epoch=epoch)
         losses = ", ".join(f"{name} {row[name]:.4f}" for name in sums)
@@ -258,27 +311,41 @@ class Trainer:
         self.model.train()
         return numbers
 
+    def _runs_here(self) -> bool:
+        """Whether this process takes part in validation: the main one, and under FSDP2 all."""
+        return self.processes.is_main or is_sharded(self.model)
+
+    def _save_best(self) -> None:
+        weights = whole_weights(self.model)
+        if self.processes.is_main:
+            save_weights(self.work / "best.safetensors", weights)
+
     def _validate(self, writer: SummaryWriter | None) -> None:
+        if not self._runs_here():
+            return
         numbers = self._evaluated()
-        self._write(numbers, "valid", writer)
+        if self.processes.is_main:
+            self._write(numbers, "valid", writer)
         log.info("step %d, validation: %s", self.step, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         if numbers["score"] < self._best:
             self._best = numbers["score"]
-            save_weights(self.work / "best.safetensors", self.model.state_dict())
+            self._save_best()
 
     # ------------------------------------------------------------------------------------------------ checkpoints and the end
 
     def _save(self) -> None:
         self._gather_sums()
+        weights, optimizer = whole_weights(self.model), whole_optimizer(self.model, self.optimizer)
         if self.processes.is_main:
             state = {
                 "step": self.step,
+                "rewarmed_at": self._rewarmed_at,
                 "place": self._place,
                 "best": self._best if math.isfinite(self._best) else None,
                 "nonfinite": self._nonfinite_in_row,
                 "sums": self._sums,
             }
-            self.checkpoints.save(self.step, self.model.state_dict(), self.optimizer, state)
+            self.checkpoints.save(self.step, weights, optimizer, state)
 
     def _resume(self) -> None:
         """Takes up the last checkpoint; what was logged after it is dropped, since those steps are run again."""
@@ -286,8 +353,9 @@ class Trainer:
         metrics = self.work / "metrics.jsonl"
         if found is not None:
             state = read_json(found / "trainer.json")
-            load_into(self.model, read_weights(found / WEIGHTS), found)
-            self.checkpoints.load_optimizer(found, self.optimizer, self.processes.device)
+            self._load(read_weights(found / WEIGHTS), found)
+            self.checkpoints.load_optimizer(found, lambda saved: load_whole_optimizer(self.model, self.optimizer, saved), self.processes.device)
+            self._rewarmed_at = state["rewarmed_at"]
             self.step, self._place, self._nonfinite_in_row = state["step"], tuple(state["place"]), state["nonfinite"]
             self._best = math.inf if state["best"] is None else state["best"]
             self._sums = state["sums"] if self.processes.is_main else dict.fromkeys(state["sums"], 0.0)
@@ -303,14 +371,22 @@ class Trainer:
 
     def _finish(self) -> dict[str, float]:
         """Chooses the final weights on the validation set: the mean of the last checkpoints, or the best single one."""
+        if not self._runs_here():
+            return {}
         averaged = self.checkpoints.all()[-self.config.average_last :]
-        load_into(self.model, average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
+        self._load(average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
         mean_numbers = self._evaluated()
         chosen = f"mean of the checkpoints at steps {', '.join(path.name.removeprefix('step-') for path in averaged)}"
         if self._best < mean_numbers["score"]:
-            load_into(self.model, read_weights(self.work / "best.safetensors"), "best.safetensors")
+            self._load(read_weights(self.work / "best.safetensors"), "best.safetensors")
             chosen = "best single checkpoint"
         numbers = self._evaluated()
         log.info("final weights: %s; validation: %s", chosen, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-        write_json(self.work / "final.json", {"chosen": chosen, "step": self.step, "mean": mean_numbers, "valid": numbers})
+        if self.processes.is_main:
+            write_json(self.work / "final.json", {"chosen": chosen, "step": self.step, "mean": mean_numbers, "valid": numbers})
         return numbers
+
+    def _load(self, weights: dict[str, Tensor], where: object) -> None:
+        """Takes whole weights into the model or its shards. Raises RecipeError when they are another model's."""
+        check_weights(self.model, weights, where)
+        load_whole_weights(self.model, weights)

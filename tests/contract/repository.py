@@ -82,8 +82,10 @@ def calls_in(tree: ast.Module, name: str) -> list[ast.Call]:
 
 
 def options_of_python(path: Path) -> dict[str, ast.Call]:
-    """The `--options` that a program declares with add_argument, and the call that declares each."""
-    options = {}
+    """The `--options` that a program declares with add_argument, also by way of local/training_options.py, and the call that declares each."""
+    shared = Path("local/training_options.py")
+    uses_shared = path != shared and "from local.training_options import" in (ROOT / path).read_text(encoding="utf-8")
+    options = options_of_python(shared) if uses_shared else {}
     for call in calls_in(tree_of(path), "add_argument"):
         for argument in call.args:
             if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
@@ -114,4 +116,4 @@ def stages_of_run() -> dict[int, str]:
 
 def programs() -> list[Path]:
     """The programs of local/: one for each stage."""
-    return [path for path in files_in("local") if len(path.parts) == 2]
+    return [path for path in files_in("local") if len(path.parts) == 2 and path.name[0].isdigit()]

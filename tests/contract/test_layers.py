@@ -18,7 +18,7 @@ BELOW["serve"] = BELOW["score"] | {"score"}
 BELOW["baseline"] = BELOW["report"] = BELOW["corpus"] | {"corpus", "score"}
 
 DOORS = {  # the only modules that may import a heavy package
-    "lhotse": {"nim4/corpus/manifest.py", "nim4/corpus/feats.py", "nim4/corpus/batch.py"},
+    "lhotse": {"nim4/corpus/manifest.py", "nim4/corpus/feats.py", "nim4/corpus/batch.py", "nim4/corpus/noise.py"},
     "kaldi_native_fbank": {"nim4/corpus/feats.py"},
     "pypinyin": {"nim4/corpus/g2p.py"},
     "kaldialign": {"nim4/score/error_rate.py"},

@@ -61,3 +61,12 @@ def trained(units, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         run_program(patch, "03_pretrain", *tiny.pretrain_options(units, folder), "--out", folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def aligned(units, trained, tmp_path_factory):
+    """A model folder as stage 4 leaves it after a few steps from `trained`, with a tiny language model."""
+    folder = tmp_path_factory.mktemp("aligned")
+    with pytest.MonkeyPatch.context() as patch:
+        run_program(patch, "04_align", *tiny.align_options(units, folder, trained), "--out", folder / "model")
+    return folder / "model"

@@ -181,7 +181,7 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: ctc_gredy", "method: expected ctc_greedy, found ctc_gredy"),
+        ("method: ctc_gredy", "method: expected ctc_greedy or llm, found ctc_gredy"),
         ("chunk_ms: 650\nstreaming: true", "chunk_ms: expected a multiple of 40, found 650"),
         ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
         ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),

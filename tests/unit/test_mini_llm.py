@@ -171,7 +171,7 @@ def test_the_product_is_small_and_complete(model, tokenizer):
 def test_the_page_is_made_from_the_record():
     record = json.loads((LLM / "record.json").read_text(encoding="utf-8"))
     assert (LLM / "README.md").read_text(encoding="utf-8") == llm_card.card(record)
-    assert record["settings"] == json.loads(json.dumps(train_llm.dataclasses.asdict(train_llm.LlmConfig())))
+    assert record["settings"] == json.loads(json.dumps(train_llm.dataclasses.asdict(train_llm.MiniLlmConfig())))
 
 
 def test_the_weights_beat_the_baseline_and_use_what_stands_for_speech(model, tokenizer, texts):
@@ -195,7 +195,9 @@ def test_it_continues_an_order(model, tokenizer):
 
 
 def test_training_lowers_the_loss_and_is_the_same_each_time():
-    config = train_llm.LlmConfig(dim=32, num_layers=1, num_heads=2, head_dim=16, ffn_dim=32, steps=30, batch=8, warmup_steps=5, learning_rate=1e-2)
+    config = train_llm.MiniLlmConfig(
+        dim=32, num_layers=1, num_heads=2, head_dim=16, ffn_dim=32, steps=30, batch=8, warmup_steps=5, learning_rate=1e-2
+    )
     texts = llm_text.draw("grammar", 200, seed=0)
     tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
 

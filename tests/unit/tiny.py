@@ -1,5 +1,6 @@
 """A tiny model, tiny manifests with features, and tiny inputs for stages 3 and 11."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, Recording, Sup
 from lhotse.audio import AudioSource
 from made_corpora import write_audio
 
-from nim4.config import ConformerConfig, ModelConfig
+from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig
 from nim4.corpus.batch import Batch
 from nim4.corpus.manifest import cuts_from_table, save_cuts
+from nim4.corpus.prompts import TURN_END, TURN_START
 from nim4.corpus.table import Row
 from nim4.corpus.units import PhonemeInventory
+from nim4.model.asr import SpeechLlm
 from nim4.model.ctc import PhonemeModel
+from nim4.model.llm import load_llm
 from nim4.stage import StageOutput
 
 INVENTORY = PhonemeInventory(["<blk>", "<unk>", "a", "b", "c", "d"])
@@ -43,6 +47,43 @@ def tiny_model(vocab_size=6, seed=0, **encoder):
     model = PhonemeModel(ModelConfig(ConformerConfig(**(ENCODER | encoder)), vocab_size)).eval()
     model.set_normalisation(torch.full((80,), -8.0), torch.full((80,), 4.0))
     return model
+
+
+def tiny_tokenizer():
+    """One token per byte, and the two turn markers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain)
+    tokenizer.add_special_tokens({"additional_special_tokens": [TURN_START, TURN_END]})
+    return tokenizer
+
+
+def tiny_llm(folder, seed=0, **shape):
+    """A random Qwen3-shaped language model with ChatML turns, in Hugging Face layout; returns the folder."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    sizes = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    model = Qwen3ForCausalLM(Qwen3Config(**(sizes | heads | shape)))
+    with torch.no_grad():  # far from uniform, so that tests see different tokens
+        model.model.embed_tokens.weight.mul_(20)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_speech_llm(folder, seed=0, **shape):
+    """A random speech LLM for `INVENTORY`, in evaluation mode; its language model is written to `folder`."""
+    acoustic = tiny_model(seed=seed)
+    config = replace(acoustic.config, adaptor=AdaptorConfig(hidden_dim=24), llm=LlmConfig(name=str(tiny_llm(folder, **shape))))
+    torch.manual_seed(seed)
+    return SpeechLlm(acoustic, load_llm(config.llm), config).eval()
 
 
 def noise_batch(lens, seed=0, phones=((2, 3),)):
@@ -108,6 +149,22 @@ def write_manifests(folder):
 def write_yaml(path, values):
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+SFT = {name: TRAIN[name] for name in TRAIN if name not in ("cr_warmup_steps", "augment")}
+
+
+def sft_options(units, folder: Path, section, init, more=None, **train):
+    """Options of a stage after 3 for the tiny model, without --out; its config is written to `folder`."""
+    config = write_yaml(folder / f"tiny_{section}.yaml", {section: {"train": SFT | train, **(more or {})}})
+    inputs = ["--units", units, "--train", "train", "--valid", "dev", "--train-config", config, "--init", init]
+    return [*map(str, inputs), "--device", "cpu"]
+
+
+def align_options(units, folder: Path, init, **train):
+    """Options of stage 4 with a tiny language model, which is written to `folder`."""
+    shape = {"adaptor": {"hidden_dim": 24}, "llm": {"name": str(tiny_llm(folder / "llm"))}}
+    return [*sft_options(units, folder, "align", init, **train), "--model-config", str(write_yaml(folder / "tiny_llm.yaml", shape))]
 
 
 def pretrain_options(units, folder: Path, **train):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import INVENTORY, write_features
 
-from nim4.config import RecipeError
-from nim4.corpus.batch import Source, TrainBatches, collate, eval_batches, parse_sources
+from nim4.config import OptimConfig, RecipeError
+from nim4.corpus.batch import Source, TrainBatches, collate, eval_batches, parse_sources, phone_batches
 from nim4.corpus.manifest import load_cuts, save_cuts
 
 LENS = [40 + 7 * (i * 13 % 30) for i in range(30)]  # 0.4 to 2.4 s, mixed
@@ -25,8 +25,10 @@ def other(tmp_path_factory):
 
 
 def make(*sources, **settings):
-    defaults = {"max_duration_s": 6.0, "accum": 1, "rank": 0, "world_size": 1, "seed": 0, "num_buckets": 3, "num_workers": 0, "short_first_epochs": 0}
-    return TrainBatches([s if isinstance(s, Source) else Source(s) for s in sources], INVENTORY, **(defaults | settings))
+    place = {name: settings.pop(name) for name in ("rank", "world_size") if name in settings}
+    defaults = {"max_duration_s": 6.0, "accum": 1, "seed": 0, "num_buckets": 3, "num_workers": 0, "short_first_epochs": 0}
+    sources = [s if isinstance(s, Source) else Source(s) for s in sources]
+    return TrainBatches(sources, phone_batches(INVENTORY), OptimConfig(**(defaults | settings)), **place)
 
 
 def ids(steps):
@@ -165,12 +167,12 @@ def test_features_that_cannot_be_read_stop_a_data_worker_with_one_line(manifest,
 
 def test_eval_batches_cover_everything_once(manifest):
     cuts = load_cuts(manifest)
-    batches = list(eval_batches(cuts, INVENTORY, 5.0))
+    batches = list(eval_batches(cuts, phone_batches(INVENTORY), 5.0))
     assert sorted(flat(batch.ids for batch in batches)) == sorted(cut.id for cut in cuts)
     lens = [length for batch in batches for length in batch.x_lens.tolist()]
     assert lens == sorted(lens, reverse=True)
     assert all(batch.x.shape[0] * batch.x.shape[1] <= 500 for batch in batches)
-    assert [len(batch.ids) for batch in eval_batches(cuts, INVENTORY, 0.1)] == [1] * 30  # one that is too long stands alone
+    assert [len(batch.ids) for batch in eval_batches(cuts, phone_batches(INVENTORY), 0.1)] == [1] * 30  # one that is too long stands alone
 
 
 def test_sources(tmp_path):

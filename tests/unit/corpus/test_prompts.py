@@ -1,7 +1,7 @@
 """The prompt: its order, its turns, and that texts cannot forge a turn."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from nim4.corpus.prompts import HINTS, INSTRUCTION, PARTIAL_INSTRUCTION, SYSTEM, TURN_END, TURN_START, Prompt
@@ -9,14 +9,7 @@ from nim4.corpus.prompts import HINTS, INSTRUCTION, PARTIAL_INSTRUCTION, SYSTEM,
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and the two turn markers."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    plain = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=plain)
-    fast.add_special_tokens({"additional_special_tokens": [TURN_START, TURN_END]})
-    return fast
+    return tiny_tokenizer()
 
 
 def test_order_of_the_turns(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,0 +1,83 @@
+"""Utterances as the language model is taught them: prompt, transcript, and for streaming also speech that is not finished.
+
+What chance decides about an utterance follows from (seed, epoch, its id) alone, so a run resumes exactly, with any number of workers.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+
+from nim4.config import SftConfig
+from nim4.corpus.batch import Batch, TextBatch, collate, disturb_of
+from nim4.corpus.manifest import MonoCut
+from nim4.corpus.noise import Noise
+from nim4.corpus.prompts import Prompt
+from nim4.corpus.units import PhonemeInventory
+
+SUBSAMPLING = 4  # feature frames per encoder frame
+
+# per utterance, for each word or character in order: (where it ends in the text, the last encoder frame of its phonemes)
+WordEnds = Mapping[str, Sequence[tuple[int, int]]]
+# (text, source of chance) -> the hints of an utterance
+DrawHints = Callable[[str, random.Random], list[str]]
+
+
+class Examples:
+    """Makes the batches of stages 4 to 8.
+
+    Args:
+        inventory: of the phonemes, which the manifests bring.
+        prompt: of the language model's tokenizer.
+        config: `seed`, `partial_prob` and `partial_chunk_frames` count.
+        word_ends: needed when `partial_prob` is above 0.
+        hints: draws an utterance's hints; None = no utterance has any.
+        noise: what is mixed into the speech; None = nothing.
+    """
+
+    def __init__(
+        self,
+        inventory: PhonemeInventory,
+        prompt: Prompt,
+        config: SftConfig,
+        word_ends: WordEnds | None = None,
+        hints: DrawHints | None = None,
+        noise: Noise | None = None,
+    ):
+        assert word_ends is not None or config.partial_prob == 0, config.partial_prob
+        self._inventory, self._prompt, self._config = inventory, prompt, config
+        self._word_ends, self._hints, self._noise = word_ends, hints, noise
+
+    def __call__(self, cuts: Sequence[MonoCut], epoch: int) -> TextBatch:
+        """The batch of `cuts` in an epoch; in epoch -1, that of validation, speech is whole and there are no hints."""
+        whole = collate(cuts, self._inventory, disturb_of(self._noise, epoch))
+        x_lens, suffixes, answers, texts = whole.x_lens.clone(), [], [], []
+        for row, cut in enumerate(cuts):
+            text, partial, hints = cut.supervisions[0].text or "", False, []
+            if epoch >= 0:
+                rng = random.Random(f"{self._config.seed} {epoch} {cut.id} example")
+                fate = self._noise.fate(epoch, cut.id) if self._noise else None
+                text = text if fate is None or fate.is_speech else ""
+                hints = self._hints(text, rng) if self._hints else []
+                if rng.random() < self._config.partial_prob:
+                    shift = 0 if fate is None else -(-fate.left_frames // SUBSAMPLING)
+                    x_lens[row], text, partial = self._cut_short(cut.id, int(x_lens[row]), text, shift, rng)
+            suffixes.append(self._prompt.suffix(hints, partial=partial))
+            answers.append(self._prompt.answer(text))
+            texts.append(text)
+        parts = {field.name: getattr(whole, field.name) for field in fields(Batch)}
+        parts |= {"x": whole.x[:, : int(x_lens.max())], "x_lens": x_lens}
+        return TextBatch(**parts, suffixes=suffixes, answers=answers, texts=texts)
+
+    def _cut_short(self, name: str, num_frames: int, text: str, shift: int, rng: random.Random) -> tuple[int, str, bool]:
+        """Speech up to a chunk boundary, and the words whose phonemes are over one frame before it; whole when there is no boundary.
+
+        `shift`: encoder frames by which silence at the start has moved the words.
+        """
+        chunk = self._config.partial_chunk_frames
+        num_boundaries = (num_frames - 1) // (SUBSAMPLING * chunk)
+        ends = (self._word_ends or {}).get(name.partition("-again")[0])
+        if num_boundaries == 0 or ends is None:
+            return num_frames, text, False
+        boundary = chunk * rng.randint(1, num_boundaries)
+        spoken = [where for where, last_frame in ends if last_frame + shift <= boundary - 2]
+        return SUBSAMPLING * boundary, text[: spoken[-1]] if spoken and text else "", True

@@ -1,0 +1,84 @@
+"""Decoding of whole recordings in padded batches; the result of an utterance does not depend on what it is batched with."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from nim4.corpus.feats import UNREADABLE, Fbank, read_samples
+from nim4.corpus.manifest import MonoCut
+from nim4.model.asr import SpeechLlm
+
+Result = TypeVar("Result")
+# recordings, (N,) float32 samples in [-1, 1] at 16 kHz each -> a result for each
+DecodeBatch = Callable[[Sequence[np.ndarray]], list[Result]]
+
+
+@dataclass(frozen=True)
+class Decoded(Generic[Result]):
+    """One utterance: its result, or why there is none.
+
+    Attributes:
+        wall_s: seconds of compute; in a batch its share of them.
+        shown: of a stream, after each chunk: (seconds of audio heard, seconds on the listener's clock, phoneme ids so far).
+    """
+
+    cut: MonoCut
+    result: Result | None
+    wall_s: float
+    error: str | None
+    shown: Sequence[tuple[float, float, list[int]]] = ()
+
+
+def decode_cuts(cuts: Sequence[MonoCut], batch_s: float, decode: DecodeBatch) -> Iterator[Decoded]:
+    """All of `cuts`, longest first, in batches of at most `batch_s` padded seconds; audio that cannot be read is a result with an error."""
+    waiting: list[tuple[MonoCut, np.ndarray]] = []
+
+    def flush() -> Iterator[Decoded]:
+        if not waiting:
+            return
+        started_s = time.perf_counter()
+        results = decode([samples for _, samples in waiting])
+        wall_s = time.perf_counter() - started_s
+        audio_s = sum(cut.duration for cut, _ in waiting)
+        for (cut, _), result in zip(waiting, results, strict=True):
+            yield Decoded(cut, result, wall_s * cut.duration / audio_s, None)
+        waiting.clear()
+
+    for cut in sorted(cuts, key=lambda cut: (-cut.duration, cut.id)):
+        try:
+            samples = read_samples(cut)
+        except UNREADABLE as error:
+            yield Decoded(cut, None, 0.0, repr(error))
+            continue
+        if waiting and waiting[0][0].duration * (len(waiting) + 1) > batch_s:
+            yield from flush()
+        waiting.append((cut, samples))
+    yield from flush()
+
+
+def features_of(recordings: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log-Mel features of recordings: (B, T, 80) float32, zero beyond the (B,) int64 lengths; T may be 0."""
+    fbank = Fbank()
+    features = [torch.from_numpy(fbank.extract(samples)) for samples in recordings]
+    lens = torch.tensor([len(x) for x in features], device=device)
+    return pad_sequence(features, batch_first=True).to(device), lens
+
+
+def transcripts(model: SpeechLlm, recordings: Sequence[np.ndarray], *, hints: Sequence[Sequence[str]] | None = None, num_beams: int = 1) -> list[str]:
+    """Texts of whole recordings by the speech LLM, with full context, in one padded batch.
+
+    Args:
+        model: in evaluation mode.
+        hints: per recording, words that may occur in it.
+        num_beams: 1 = greedy.
+    """
+    x, x_lens = features_of(recordings, model.acoustic.mean.device)
+    if not x.numel():
+        return ["" for _ in recordings]
+    return model.transcribe(x, x_lens, hints=hints, num_beams=num_beams)

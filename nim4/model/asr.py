@@ -1,0 +1,192 @@
+"""The speech LLM: encoder, adaptor and language model put together, its loss on transcripts, and its folder.
+
+    features --encoder--> frames, 25 Hz --adaptor--> embeddings, 6.25 Hz --+
+                                                                           v
+                             prefix ids --embed--> [ prefix | speech | suffix | answer ] --LLM--> answer
+
+Rows are put together from ids whose kind is known (nim4/corpus/prompts.py). For training they are padded on the right: attention is
+causal, so padding needs no mask and changes nothing. For generation they are padded on the left.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nim4.config import AdaptorConfig, LlmConfig, ModelConfig, RecipeError
+from nim4.corpus.prompts import Prompt
+from nim4.corpus.units import PhonemeInventory
+from nim4.model.adaptor import SpeechAdaptor
+from nim4.model.checkpoint import ADAPTOR, WEIGHTS, acoustic_weights, load_into, read_model_config, read_weights, save_model
+from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
+from nim4.model.ctc import PhonemeModel, frozen_in_evaluation
+from nim4.model.llm import Llm, generate, load_llm, save_llm
+
+LLM_FOLDER = "llm"
+IGNORED = -100
+
+
+class SpeechLlm(nn.Module):
+    """Acoustic model with its phoneme head, adaptor and language model.
+
+    Args:
+        acoustic: encoder, phoneme head and feature normalisation of stage 3.
+        llm: see nim4/model/llm.py.
+        config: of the folder; `adaptor` is built from it.
+    """
+
+    def __init__(self, acoustic: PhonemeModel, llm: Llm, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.acoustic = acoustic
+        self.adaptor = SpeechAdaptor(config.adaptor, config.encoder.dim, llm.dim)
+        self.llm = llm.model
+        self.tokenizer = llm.tokenizer
+        self.prompt = Prompt(llm.tokenizer)
+
+    def train(self, mode: bool = True) -> "SpeechLlm":
+        """Like any module's, but parts that are frozen as a whole stay in evaluation mode: without dropout."""
+        super().train(mode)
+        frozen_in_evaluation(self.adaptor, self.llm)
+        return self
+
+    def speech(self, x: Tensor, x_lens: Tensor, context: Context = FULL_CONTEXT) -> tuple[Tensor, Tensor]:
+        """(B, T, 80) log-Mel features, (B,) lengths -> (B, A, D) embeddings and (B,) int64 lengths."""
+        acoustic = self.acoustic
+        with torch.set_grad_enabled(torch.is_grad_enabled() and next(acoustic.encoder.parameters()).requires_grad):
+            frames, lens = acoustic.encoder(acoustic.normalise(x), x_lens, context)
+        return self.adaptor(frames, lens)
+
+    def rows(
+        self, speech: Tensor, speech_lens: Tensor, suffixes: Sequence[list[int]], answers: Sequence[list[int]] | None = None, *, left: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts with the speech in place, and answers behind them.
+
+        Args:
+            speech, speech_lens: (B, A, D) and (B,), from `speech`.
+            suffixes: ids between speech and answer, per row (Prompt.suffix).
+            answers: ids after it, per row (Prompt.answer); None = nothing, for generation.
+            left: pad on the left instead of the right.
+        Returns:
+            (B, L, D) embeddings; (B, L) int64, the answer's ids at their own positions and IGNORED elsewhere; (B,) int64 row lengths.
+        """
+        prefix, device = self.prompt.prefix, speech.device
+        answers = answers if answers is not None else [[] for _ in suffixes]
+        lens = [len(prefix) + n + len(s) + len(a) for n, s, a in zip(speech_lens.tolist(), suffixes, answers, strict=True)]
+        ids = torch.zeros(len(lens), max(lens), dtype=torch.int64)
+        is_speech, labels = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, IGNORED)
+        for row, (length, suffix, answer) in enumerate(zip(lens, suffixes, answers, strict=True)):
+            start = max(lens) - length if left else 0
+            end = start + length
+            ids[row, start : start + len(prefix)] = torch.tensor(prefix)
+            is_speech[row, start + len(prefix) : end - len(suffix) - len(answer)] = True
+            ids[row, end - len(suffix) - len(answer) : end] = torch.tensor(suffix + answer)
+            labels[row, end - len(answer) : end] = torch.tensor(answer, dtype=torch.int64)
+        ids, is_speech, labels = ids.to(device), is_speech.to(device), labels.to(device)
+        embeds = self.llm.get_input_embeddings()(ids)
+        spoken = speech[valid_mask(speech_lens, speech.shape[1])].to(embeds.dtype)
+        return embeds.masked_scatter(is_speech[..., None], spoken), labels, torch.tensor(lens, device=device)
+
+    def answer_logits(self, embeds: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model expects where an answer's ids stand.
+
+        Args:
+            embeds, labels: from `rows`, padded on the right.
+        Returns:
+            (N, V) float32 logits and (N,) int64 ids, over all answers row by row; the output layer runs on these positions alone.
+        """
+        hidden = self.llm.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        wanted = labels[:, 1:] != IGNORED
+        return self.llm.lm_head(hidden[:, :-1][wanted]).float(), labels[:, 1:][wanted]
+
+    def forward(
+        self, x: Tensor, x_lens: Tensor, suffixes: Sequence[list[int]], answers: Sequence[list[int]], context: Context = FULL_CONTEXT
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher forcing on transcripts.
+
+        Returns:
+            () cross-entropy in nats summed over the answers' ids, and () int64, how many of them the model would have written.
+        """
+        logits, ids = self.answer_logits(*self.rows(*self.speech(x, x_lens, context), suffixes, answers)[:2])
+        return F.cross_entropy(logits, ids, reduction="sum"), (logits.argmax(-1) == ids).sum()
+
+    @torch.inference_mode()
+    def transcribe(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        *,
+        hints: Sequence[Sequence[str]] | None = None,
+        context: Context = FULL_CONTEXT,
+        num_beams: int = 1,
+    ) -> list[str]:
+        """Texts of a batch of features (B, T, 80), greedily or with beam search; `hints` per utterance."""
+        speech, lens = self.speech(x, x_lens, context)
+        suffixes = [self.prompt.suffix(h) for h in (hints or [()] * len(lens))]
+        embeds, _, row_lens = self.rows(speech, lens, suffixes, left=True)
+        limits = [max_answer_tokens(n) for n in lens.tolist()]
+        llm = Llm(self.llm, self.tokenizer, "")
+        rows = generate(llm, embeds, embeds.shape[1] - row_lens, limits, end=self.prompt.end, num_beams=num_beams)
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    def save(self, folder: Path, weights: dict[str, Tensor], inventory: PhonemeInventory) -> None:
+        """Writes a model folder.
+
+        Args:
+            weights: the state dict, whole (under FSDP2 gathered from all processes).
+        """
+        acoustic = {name.removeprefix("acoustic."): tensor for name, tensor in weights.items() if name.startswith(("acoustic.", ADAPTOR))}
+        save_model(folder, acoustic, self.config, inventory)
+        llm = {name.removeprefix("llm."): tensor for name, tensor in weights.items() if name.startswith("llm.")}
+        save_llm(Llm(self.llm, self.tokenizer, ""), llm, folder / LLM_FOLDER)
+
+
+def max_answer_tokens(speech_tokens: int) -> int:
+    """Limit of an answer's length: nobody says more than 4 tokens in 160 ms (ours)."""
+    return 8 + 4 * speech_tokens
+
+
+def new_speech_llm(folder: Path, adaptor: AdaptorConfig, llm: LlmConfig, acoustic_weights: dict[str, Tensor]) -> tuple[SpeechLlm, PhonemeInventory]:
+    """A speech LLM with a fresh adaptor.
+
+    Args:
+        folder: of stage 3; the encoder's shape and the phoneme inventory are taken from there.
+        acoustic_weights: encoder, phoneme head and normalisation, e.g. of a snapshot in that folder.
+    """
+    own, inventory = read_model_config(folder)
+    config = replace(own, adaptor=adaptor, llm=llm)
+    acoustic = PhonemeModel(config)
+    load_into(acoustic, acoustic_weights, folder)
+    return SpeechLlm(acoustic, load_llm(llm), config), inventory
+
+
+def read_speech_llm_config(folder: Path) -> tuple[ModelConfig, PhonemeInventory]:
+    """Shape and phoneme inventory of a speech LLM's folder. Raises RecipeError if it is not one of stages 4 to 9."""
+    config, inventory = read_model_config(folder)
+    if not (folder / LLM_FOLDER).is_dir():
+        raise RecipeError(folder, expected="a model folder of stage 4 or later", found="no llm/ in it", fix="run stage 4, or correct the option")
+    return config, inventory
+
+
+def load_speech_llm(folder: Path, device: torch.device) -> tuple[SpeechLlm, PhonemeInventory]:
+    """The speech LLM of a folder, in evaluation mode, and its phoneme inventory.
+
+    Raises:
+        RecipeError: if the folder is not one of stages 4 to 9, or its parts do not fit each other.
+    """
+    folder = Path(folder)
+    config, inventory = read_model_config(folder)
+    if not (folder / LLM_FOLDER).is_dir():
+        raise RecipeError(
+            folder, expected="a model folder of stage 4 or later", found="no llm/ in it", fix="run stage 4, or correct --model / --init"
+        )
+    llm = load_llm(replace(config.llm, name=str(folder / LLM_FOLDER)))
+    model = SpeechLlm(PhonemeModel(config), llm, config)
+    weights = read_weights(folder / WEIGHTS)
+    load_into(model.acoustic, acoustic_weights(weights), folder / WEIGHTS)
+    adaptor = {name.removeprefix(ADAPTOR): tensor for name, tensor in weights.items() if name.startswith(ADAPTOR)}
+    load_into(model.adaptor, adaptor, folder / WEIGHTS)
+    return model.to(device).eval(), inventory

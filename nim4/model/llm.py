@@ -1,0 +1,183 @@
+"""The door to transformers: any causal language model with ChatML turns, by name or folder, e.g. Qwen/Qwen3-1.7B.
+
+Everything else sees a plain torch module that takes embeddings, and a tokenizer. Nothing here knows about speech.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nim4.config import LlmConfig, RecipeError
+from nim4.corpus.prompts import TURN_END, TURN_START
+from nim4.model.checkpoint import save_weights
+
+
+@dataclass(frozen=True)
+class Llm:
+    """A language model and its tokenizer.
+
+    Attributes:
+        model: transformers' causal model; `model.model` is its body, `model.lm_head` its output layer.
+        tokenizer: transformers' tokenizer, with `<|im_start|>` and `<|im_end|>` as single tokens.
+        name: the hub name or folder it was loaded from.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+
+    @property
+    def dim(self) -> int:
+        return self.model.config.hidden_size
+
+
+def load_llm(config: LlmConfig, dtype: torch.dtype = torch.float32) -> Llm:
+    """A causal language model and its tokenizer.
+
+    Args:
+        config: `name` is a folder in Hugging Face layout, or a name on the hub (fetched into the hub's own cache, safetensors only).
+    Raises:
+        RecipeError: if it cannot be loaded, its tokenizer has no ChatML turns, or the tokenizer has more ids than the model embeddings.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    where = config.name
+    looks_like_path = where.startswith((".", "/", "~")) or where.count("/") != 1
+    if looks_like_path and not (Path(where) / "config.json").is_file():
+        found = "no config.json in it" if Path(where).is_dir() else "no such folder"
+        raise RecipeError(where, expected="a language model's folder in Hugging Face layout", found=found, fix="correct --llm or llm.name")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # transformers, the hub's client and safetensors raise many kinds; the user needs the reason in one line
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RecipeError(
+            where, expected="a language model that transformers can load", found=reason, fix="correct llm.name, or fetch it first"
+        ) from error
+    check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, where)
+    return Llm(model, tokenizer, where)
+
+
+def check_tokenizer(tokenizer: Any, num_embeddings: int, where: str) -> None:
+    """Raises RecipeError unless the tokenizer has ChatML turns as single tokens and fits the embeddings."""
+    for token in (TURN_START, TURN_END):
+        if tokenizer.encode(token, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(token)]:
+            raise RecipeError(where, expected=f"{token} as one token", found="a tokenizer without it", fix="use a ChatML model, e.g. Qwen/Qwen3-1.7B")
+    if len(tokenizer) > num_embeddings:
+        raise RecipeError(
+            where,
+            expected=f"a tokenizer with at most {num_embeddings} ids, the model's embeddings",
+            found=f"{len(tokenizer)} ids",
+            fix="put the model's own tokenizer beside it",
+        )
+
+
+def add_lora(llm: Llm, config: LlmConfig) -> Llm:
+    """The model with low-rank updates as its only trainable weights (arXiv 2106.09685); they are merged when it is saved.
+
+    Raises RecipeError when peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise RecipeError("llm.lora_rank", expected="the package peft", found="none", fix="pip install peft==0.21.2") from error
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules="all-linear")
+    return Llm(get_peft_model(llm.model, lora).base_model.model, llm.tokenizer, llm.name)
+
+
+def save_llm(llm: Llm, weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes a folder in Hugging Face layout, which other tools can load.
+
+    Args:
+        weights: the model's state dict, whole (gathered from all processes); low-rank updates are merged into it.
+    """
+    model = llm.model
+    weights = merge_lora(model, weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    model.config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    save_weights(folder / "model.safetensors", weights, metadata={"format": "pt"})
+    llm.tokenizer.save_pretrained(folder)
+
+
+def link_llm(source: Path, folder: Path) -> None:
+    """The unchanged language model of `source` under another stage's folder: hard links where the disk allows, else copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            try:
+                os.link(path, folder / path.name)
+            except OSError:
+                shutil.copy2(path, folder / path.name)
+
+
+def merge_lora(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model with low-rank updates as those of the plain model: W + scale * B A; others are returned as they are."""
+    merged: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+    for name, tensor in weights.items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        if name != plain and name.endswith(".weight"):
+            owner = name.removesuffix(".base_layer.weight")
+            down, up = weights[f"{owner}.lora_A.default.weight"], weights[f"{owner}.lora_B.default.weight"]
+            tensor = (tensor.float() + modules[owner].scaling["default"] * (up.float() @ down.float())).to(tensor.dtype)
+        merged[plain] = tensor
+    return merged
+
+
+# --------------------------------------------------------------------------------------------------------------- decoding
+
+
+@torch.inference_mode()
+def generate(
+    llm: Llm,
+    embeds: Tensor,
+    pad_lens: Tensor,
+    max_new_tokens: Sequence[int],
+    *,
+    end: int,
+    num_beams: int = 1,
+) -> list[list[int]]:
+    """Continues each row greedily, or with beam search.
+
+    Args:
+        embeds: (B, L, D) float, padded on the left.
+        pad_lens: (B,) int64, padded positions at the start of each row; their content is ignored.
+        max_new_tokens: limit of each row.
+        end: id that ends a row.
+        num_beams: 1 = greedy.
+    Returns:
+        B lists of new ids, without `end`. A row does not depend on the others: same result alone and in a batch.
+    """
+    mask = (torch.arange(embeds.shape[1], device=embeds.device) >= pad_lens[:, None]).long()
+    rows = llm.model.generate(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        max_new_tokens=max(max_new_tokens),
+        num_beams=num_beams,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    return [cut_at(row[:limit].tolist(), end) for row, limit in zip(rows, max_new_tokens, strict=True)]
+
+
+def cut_at(ids: list[int], end: int) -> list[int]:
+    """The ids before the first `end`."""
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,48 @@
+"""Whole recordings in batches: all of them, longest first, unreadable ones told, the same alone and together."""
+
+import numpy as np
+import pytest
+from tiny import tiny_speech_llm
+
+from nim4.corpus.manifest import load_cuts
+from nim4.decode.offline import decode_cuts, transcripts
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 0.1, length).astype(np.float32) for length in (16_000, 9_000, 100, 30_000)]
+
+
+def test_recordings_alone_are_those_in_a_batch(recordings, tmp_path):
+    model = tiny_speech_llm(tmp_path, tie_word_embeddings=False)
+    hints = [[], ["ab"], [], ["c", "d"]]
+    together = transcripts(model, recordings, hints=hints)
+    assert together == [transcripts(model, [samples], hints=[own])[0] for samples, own in zip(recordings, hints, strict=True)]
+    assert any(together)
+    assert transcripts(model, [recordings[2][:0]]) == [""]
+
+
+def test_every_cut_is_decoded_once_longest_first(units):
+    cuts = list(load_cuts(units / "train.jsonl.gz"))
+    sizes = []
+
+    def decode(batch):
+        sizes.append(len(batch))
+        return [len(samples) for samples in batch]
+
+    decoded = list(decode_cuts(cuts, 4.0, decode))
+    assert sorted(row.cut.id for row in decoded) == sorted(cut.id for cut in cuts)
+    assert [row.result for row in decoded] == sorted((row.result for row in decoded), reverse=True)
+    assert all(row.result == round(row.cut.duration * 16_000) for row in decoded)
+    assert len(sizes) > 1
+    assert max(sizes) > 1
+
+
+def test_audio_that_cannot_be_read_is_told_and_the_rest_goes_on(units):
+    cuts = list(load_cuts(units / "test.jsonl.gz"))
+    cuts[1].recording.sources[0].source = "/nowhere.wav"
+    decoded = {row.cut.id: row for row in decode_cuts(cuts, 60.0, lambda batch: ["text"] * len(batch))}
+    assert [cut.id for cut in cuts if decoded[cut.id].error] == [cuts[1].id]
+    assert decoded[cuts[1].id].result is None
+    assert {decoded[cut.id].result for cut in cuts if cut is not cuts[1]} == {"text"}
