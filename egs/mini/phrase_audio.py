@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 SAMPLE_RATE_HZ = 16_000
 SILENCE_S = (0.05, 0.25)  # before the first and after the last word
@@ -59,6 +58,8 @@ def record(phrases: dict[Path, Phrase]) -> None:
 
 
 def _record_speaker(phrases: dict[Path, Phrase]) -> None:
+    import soundfile  # here, so that texts can be drawn where no audio can be read
+
     takes: dict[Path, tuple[np.ndarray, float]] = {}  # samples, and the level of the quietest 20 %
     for path, phrase in phrases.items():
         for take in phrase.takes:

@@ -25,6 +25,16 @@ def prepare(source: Path, work: Path, limit: int) -> dict[str, list[Row]]:
     """The splits of egs/mini. `source` holds one archive and one table per origin; phrases are joined into `work`, those within `limit` only."""
     for archive in source.glob("*.tar"):
         unpack(archive, work / archive.stem)
+    splits, phrases = plan(source, work)
+    if limit:
+        splits = {split: spread(rows, limit) for split, rows in splits.items()}
+    wanted = {row.audio for rows in splits.values() for row in rows}
+    phrase_audio.record({path: phrase for path, phrase in phrases.items() if path in wanted})
+    return splits
+
+
+def plan(source: Path, work: Path) -> tuple[dict[str, list[Row]], dict[Path, phrase_audio.Phrase]]:
+    """The utterances of every split, and the phrases among them that have to be joined. No audio is touched."""
     splits = {f"{split}_{name}": [] for split, name in itertools.product(("train", "dev", "test"), ("grammar", "joins"))}
     phrases: dict[Path, phrase_audio.Phrase] = {}
     recordings = list(_table(source / "dspspeech20.tsv"))
@@ -54,11 +64,7 @@ def prepare(source: Path, work: Path, limit: int) -> dict[str, list[Row]]:
             audio = work / origin / f"{row['utt_id']}.opus"
             splits.setdefault(f"{row['split']}_{name}", []).append(Row(row["utt_id"], audio, row["text"], row["speaker"], row["language"]))
     splits["noise"] = splits.pop("train_noise")  # to mix into speech; no recording of it is in test_noise
-    if limit:
-        splits = {split: spread(rows, limit) for split, rows in splits.items()}
-    wanted = {row.audio for rows in splits.values() for row in rows}
-    phrase_audio.record({path: phrase for path, phrase in phrases.items() if path in wanted})
-    return splits
+    return splits, phrases
 
 
 def _table(path: Path) -> Iterator[dict[str, str]]:
