@@ -298,6 +298,20 @@ class GrpoConfig:
     train: GrpoTrainConfig = field(default_factory=GrpoTrainConfig)
 
 
+# ---------------------------------------------------------------------------------------------------------- entropy report
+
+
+@dataclass(frozen=True)
+class EntropyConfig:
+    """`python -m nim4 entropy`: the budget of its linear probes. All values are ours; numbers made with different ones do not compare."""
+
+    steps: int = 5000  # of Adam, at most; the step that does best on held-out utterances is used
+    batch_rows: int = 512  # frames or text units per step
+    learning_rate: float = 3e-3  # at the first step; falls to 0 in a straight line
+    num_seeds: int = 3  # each draws the halves of the utterances anew
+    max_utterances: int = 2000  # of the split, spread evenly
+
+
 # ------------------------------------------------------------------------------------------------------------- decoding
 
 
