@@ -31,6 +31,7 @@ download=false                      # true: fetch the corpus into --source first
 limit=                              # utterances kept per split, spread evenly; none = all, with --preset ci 24
 language=                           # zh, en or zh-en
 train=                              # splits to train on, CORPUS:SPLIT=WEIGHT for a mixture
+noise=                              # splits whose recordings are mixed into the training audio, e.g. "musan:noise musan:music musan:babble"
 valid=                              # splits to validate on
 test=                               # splits to decode and score
 metric=mer                          # beside the phoneme error rate: cer (characters), wer (words) or mer (mixed)
@@ -123,28 +124,28 @@ training=(--units "$data/units" --train "$train" --valid "$valid" --train-config
 if stage 3 pretrain "CR-CTC pre-training of the encoder and its phoneme head"; then
   settings_of 3_pretrain
   start=$(start_of 3_pretrain)
-  $launch local/03_pretrain.py "${training[@]}" ${start:+--init "$start"} --out "$exp/3_pretrain" --cmvn "$data/fbank/cmvn.json" \
+  $launch local/03_pretrain.py "${training[@]}" --noise "$noise" ${start:+--init "$start"} --out "$exp/3_pretrain" --cmvn "$data/fbank/cmvn.json" \
     --model-config "$model_config" "${own_set[@]}"
 fi
 
 if stage 4 align "the adaptor learns to speak to the language model"; then
   settings_of 4_align
-  $launch local/04_align.py "${training[@]}" --init "$(start_of 4_align 3_pretrain)" --out "$exp/4_align" --model-config "$model_config" "${own_set[@]}"
+  $launch local/04_align.py "${training[@]}" --noise "$noise" --init "$(start_of 4_align 3_pretrain)" --out "$exp/4_align" --model-config "$model_config" "${own_set[@]}"
 fi
 
 if stage 5 ia_sft "adaptor and LLM, on the encoders that CKA hands on"; then
   settings_of 5_ia_sft
-  $launch local/05_ia_sft.py "${training[@]}" --init "$(start_of 5_ia_sft 4_align)" --out "$exp/5_ia_sft" --snapshots "${snapshots:-$exp/3_pretrain}" "${own_set[@]}"
+  $launch local/05_ia_sft.py "${training[@]}" --noise "$noise" --init "$(start_of 5_ia_sft 4_align)" --out "$exp/5_ia_sft" --snapshots "${snapshots:-$exp/3_pretrain}" "${own_set[@]}"
 fi
 
 if stage 6 joint_sft "everything trains together, on unfinished speech too"; then
   settings_of 6_joint_sft
-  $launch local/06_joint_sft.py "${training[@]}" --init "$(start_of 6_joint_sft 5_ia_sft)" --out "$exp/6_joint_sft" --language "$language" "${own_set[@]}"
+  $launch local/06_joint_sft.py "${training[@]}" --noise "$noise" --init "$(start_of 6_joint_sft 5_ia_sft)" --out "$exp/6_joint_sft" --language "$language" "${own_set[@]}"
 fi
 
 if stage 7 context_sft "names as hints, right ones and wrong ones"; then
   settings_of 7_context_sft
-  $launch local/07_context_sft.py "${training[@]}" --init "$(start_of 7_context_sft 6_joint_sft)" --out "$exp/7_context_sft" --language "$language" ${entities:+--entities "$entities"} "${own_set[@]}"
+  $launch local/07_context_sft.py "${training[@]}" --noise "$noise" --init "$(start_of 7_context_sft 6_joint_sft)" --out "$exp/7_context_sft" --language "$language" ${entities:+--entities "$entities"} "${own_set[@]}"
 fi
 
 if stage 8 grpo "reinforcement learning on its own transcripts"; then
@@ -154,7 +155,7 @@ fi
 
 if stage 9 phoneme_head "the phoneme head follows the encoder"; then
   settings_of 9_phoneme_head
-  $launch local/09_phoneme_head.py "${training[@]}" --init "$(start_of 9_phoneme_head 8_grpo)" --out "$exp/9_phoneme_head" "${own_set[@]}"
+  $launch local/09_phoneme_head.py "${training[@]}" --noise "$noise" --init "$(start_of 9_phoneme_head 8_grpo)" --out "$exp/9_phoneme_head" "${own_set[@]}"
 fi
 
 if stage 11 decode "$decode on $test"; then

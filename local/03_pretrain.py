@@ -20,6 +20,7 @@ from nim4.config import PretrainConfig, RecipeError, as_dict, load, read_yaml
 from nim4.corpus.batch import TrainBatches, eval_batches, parse_sources, phone_batches
 from nim4.corpus.feats import Cmvn
 from nim4.corpus.manifest import load_cuts
+from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.checkpoint import WEIGHTS, count_parameters, load_into, read_weights, save_model, with_vocab_size
 from nim4.model.ctc import PhonemeModel
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cmvn", type=Path, nargs="+", required=True, help="cmvn.json of stage 1; several are merged")
     parser.add_argument("--train", required=True, help="training splits, e.g. 'train' or 'aishell:train librispeech:train-clean-100=0.3'")
     parser.add_argument("--valid", required=True, help="validation splits")
+    parser.add_argument("--noise", default="", help="splits whose recordings are mixed into the training audio, e.g. 'musan:noise musan:music=0.5'")
     parser.add_argument("--model-config", type=Path, required=True, help="local/conf/model/*.yaml")
     parser.add_argument("--train-config", type=Path, required=True, help="local/conf/train/*.yaml; its section `pretrain` is used")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. train.cr_weight=0; may be repeated")
@@ -55,6 +57,7 @@ def main() -> None:
     config = dataclasses.replace(config, model=with_vocab_size(config.model, inventory))
     sources = parse_sources(args.train, args.units)
     valid_sources = parse_sources(args.valid, args.units)
+    noise_sources = parse_sources(args.noise, args.units, "--noise") if args.noise else []
     if "=" in args.valid:
         raise RecipeError("--valid", expected="splits without weights", found=args.valid, fix="remove the = and what follows it")
     if args.init:
@@ -62,17 +65,23 @@ def main() -> None:
     recorded = as_dict(config)
     for name in UNRECORDED:
         recorded["train"].pop(name)
+    for name in ("adaptor", "llm"):  # of later stages, in the same file
+        recorded["model"].pop(name)
     output = stage.StageOutput(
         args.out,
-        config={**recorded, "train_splits": args.train, "valid_splits": args.valid},
-        inputs=[source.path for source in sources + valid_sources] + args.cmvn + [args.units / "tokens.txt"] + ([args.init] if args.init else []),
+        config={**recorded, "train_splits": args.train, "valid_splits": args.valid, "noise_splits": args.noise},
+        inputs=[source.path for source in sources + valid_sources + noise_sources]
+        + args.cmvn
+        + [args.units / "tokens.txt"]
+        + ([args.init] if args.init else []),
     )
     with processes(args.device) as peers:
         if output.is_done():
             return
         work = output.begin(resume=True) if peers.is_main else output.work
         peers.barrier()
-        facts = pretrain(config, args, inventory, sources, valid_sources, Cmvn.merge([Cmvn.load(path) for path in args.cmvn]), work, peers)
+        noise = Noise(noise_sources, config.train.noise, config.train.seed) if noise_sources else None
+        facts = pretrain(config, args, inventory, sources, valid_sources, noise, Cmvn.merge([Cmvn.load(path) for path in args.cmvn]), work, peers)
         if peers.is_main:
             output.finish(**facts)
             shutil.rmtree(args.out / "checkpoints")  # only now: a run killed before this line still resumes
@@ -86,7 +95,9 @@ def check_same_tokens(init: Path, inventory: PhonemeInventory) -> None:
         )
 
 
-def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, sources, valid_sources, cmvn: Cmvn, work: Path, peers: Processes) -> dict:
+def pretrain(
+    config: PretrainConfig, args: argparse.Namespace, inventory, sources, valid_sources, noise: Noise | None, cmvn: Cmvn, work: Path, peers: Processes
+) -> dict:
     """Trains in `work`; returns what done.json notes of it."""
     torch.manual_seed(config.train.seed)
     model = PhonemeModel(config.model)
@@ -97,7 +108,7 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
     model.to(peers.device)
     valid_cuts = [cut for source in valid_sources for cut in load_cuts(source.path)]
     make = phone_batches(inventory)
-    batches = TrainBatches(sources, make, config.train, peers.rank, peers.world_size)
+    batches = TrainBatches(sources, phone_batches(inventory, noise), config.train, peers.rank, peers.world_size, noise)
     log.info("commit %s, torch %s, %s, %d process(es)", stage.git_commit(), torch.__version__, peers.device, peers.world_size)
     log.info(
         "encoder %s, phoneme head %s parameters; trains: both",
@@ -105,6 +116,7 @@ def pretrain(config: PretrainConfig, args: argparse.Namespace, inventory, source
         count_parameters(model.head.parameters()),
     )
     log.info("train: %d utterances, %.2f h; valid: %d utterances", batches.num_utterances, batches.hours, len(valid_cuts))
+    log.info("noise: %s", "none (--noise), so train.noise has no effect" if noise is None else f"{noise.num_clips} clips of {args.noise}")
     monitor = CkaMonitor(
         model, take_frames(eval_batches(valid_cuts, make, VALID_BATCH_S), config.cka.max_frames), config.cka, work, config.train.max_steps
     )

@@ -29,7 +29,7 @@ def main() -> None:
         if run is None:
             return
         model, inventory = new_speech_llm(args.init, config.adaptor, config.llm, read_snapshot(args.init, snapshot))
-        run.fine_tune(model, config.train, Examples(inventory, model.prompt, config.train))
+        run.fine_tune(model, config.train, Examples(inventory, model.prompt, config.train, noise=run.noise))
         run.save(model, inventory, config)
 
 

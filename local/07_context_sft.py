@@ -87,7 +87,7 @@ def main() -> None:
         hints = Hints(find_entities(args, config.entities, listed, run), config.hints)
         model, inventory = load_speech_llm(args.init, run.peers.device)
         ends = read_word_ends(args.word_ends) if args.word_ends else None
-        run.fine_tune(model, config.train, Examples(inventory, model.prompt, config.train, ends, hints))
+        run.fine_tune(model, config.train, Examples(inventory, model.prompt, config.train, ends, hints, run.noise))
         run.save(model, inventory, config)
 
 

@@ -35,7 +35,7 @@ def main() -> None:
         trainer = Trainer(
             model,
             cr_ctc(model.mean, config.train),
-            run.batches(make, config.train),
+            run.batches(phone_batches(inventory, run.noise), config.train),
             config.train,
             run.work,
             run.peers,

@@ -6,6 +6,7 @@ Reads `<config>/<test set>/{refs,hyps,events}.jsonl` below --decode and writes b
 - `<config>/<test set>/{errs,recogs}-<METRIC>.txt`: error lists in icefall's layout.
 
 PER is always counted; the word metric where a config gives words. A hypothesis that is missing, failed or empty counts as deletions.
+A set in which nothing is said has no error rate, and no record: its utts file holds what was made up.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
 
 import nim4.stage
+from nim4.config import RecipeError
 from nim4.score import table
 from nim4.score.decoded import DecodedSet, find_sets, read_set, set_files
 from nim4.score.error_rate import score
@@ -47,9 +49,13 @@ def score_set(decoded: DecodedSet, metrics: list[str], profile: str, work: Path)
             log.info("%s/%s: no %s, so no %s", decoded.config, decoded.test_set, units, metric)
             continue
         scored = score(decoded.refs, decoded.hyps, metric)
-        records.append(make_record(decoded, metric, scored, profile=profile, command=command))
         path = utterances_path(work, decoded.config, decoded.test_set, metric)
         write_utterances(path, scored)
+        if not any(utt.ref for utt in scored) and not any(ref.text.strip() for ref in decoded.refs):
+            made_up = sum(bool(utt.hyp) for utt in scored)
+            log.info("%s/%s: nothing is said there, so no %s; output for %d of %d", decoded.config, decoded.test_set, metric, made_up, len(scored))
+            continue
+        records.append(make_record(decoded, metric, scored, profile=profile, command=command))
         for name, lines in (("errs", error_stats(metric, scored)), ("recogs", recogs(scored))):
             with nim4.stage.atomic_write(path.with_name(f"{name}-{metric}.txt")) as file:
                 file.writelines(f"{line}\n" for line in lines)
@@ -69,6 +75,8 @@ def main() -> None:
     records = []
     for folder in folders:
         records += score_set(read_set(folder), metrics, args.profile, work)
+    if not records:
+        raise RecipeError(args.decode, expected="a test set in which something is said", found="none", fix="check the texts of the test sets")
     nim4.stage.write_jsonl(work / "records.jsonl", records)
     stage.finish(num_records=len(records))
     for line in table.as_text(table.make_blocks(table.read_rows([args.out]))).splitlines():

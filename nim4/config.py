@@ -112,8 +112,6 @@ class AugmentConfig:
     """Time warp and masks; the defaults are those of CR-CTC (arXiv 2410.05101, section 4)."""
 
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
-    noise_prob: float = 0.0  # share of utterances that get stationary noise, in the features
-    noise_snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the signal-to-noise ratio (paper, section 4: N(10, 5) dB)
     time_stretch: float = 0.0  # ours: largest change of speaking rate, as a logarithm: 0.25 = rates from 0.78 to 1.28
     freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
     num_freq_masks: int = 2
@@ -125,14 +123,27 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class NoiseConfig:
+    """Recorded noise and silence in the training audio; nothing of it happens without noise recordings (`--noise`)."""
+
+    prob: float = 0.2  # paper, section 4: share of utterances that get silence at both ends, and then noise over all of it
+    snr_db: tuple[float, float] = (10.0, 5.0)  # mean and deviation of the ratio of speech to noise (paper: N(10, 5) dB)
+    silence_s: float = 1.0  # most silence at each end; the share of it is drawn
+    beta: tuple[float, float] = (1.0, 3.0)  # from Beta(1, 3) (paper)
+    empty_prob: float = 0.01  # ours: share of utterances replaced by noise or near silence with an empty transcript
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The training loop: optimiser, schedule, batches, checkpoints. Shared by every training stage."""
 
     max_steps: int = 2_000_000  # paper, section 4: 2 M steps of pre-training
     learning_rate: float = 5e-4  # paper: peak rate of pre-training
     warmup_steps: int = 10_000  # paper
+    schedule: str = "cosine"  # cosine | constant: the rate after the warm-up
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
     weight_decay: float = 0.01  # ours: not stated
+    optimizer: str = "adamw"  # adamw | muon: Muon on the matrices of blocks and head, AdamW on the rest
     betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch
@@ -150,6 +161,7 @@ class OptimConfig:
     keep_last: int = 5  # resumable checkpoints kept
     average_last: int = 5  # checkpoints averaged into the final model, if that is better on the validation set
     max_nonfinite_in_row: int = 5  # steps with a non-finite loss before training stops
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
 
 @dataclass(frozen=True)
@@ -177,9 +189,11 @@ class TrainConfig(OptimConfig):
 class SftConfig(OptimConfig):
     """Stages 4 to 7: cross-entropy on the transcript. Step counts and rates are each stage's own: local/conf/train/*.yaml."""
 
+    short_first_epochs: int = 0  # ours: the short ones first help CTC to start; here a short stage would see nothing else
     encoder_lr_ratio: float = 1.0  # ours: rate of the encoder relative to the others, where it trains
     partial_prob: float = 0.0  # ours: share of utterances cut at a chunk boundary, so that unfinished speech is known when streaming
     partial_chunk_frames: int = 16  # encoder frames per chunk of those cuts: 640 ms, as deployed
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(time_mask_ratio=1.0))
 
@@ -206,8 +220,8 @@ class AlignConfig:
 class SwapConfig:
     """When stage 5 takes up the next encoder (paper, section 3.3: 1 M, 1 M and 2 M steps on three snapshots)."""
 
-    min_dwell: float = 0.25  # share of max_steps that an encoder stays at least; snapshots that come sooner wait in line
-    final: float = 0.5  # share of max_steps on the last snapshot
+    min_dwell: float = 0.25  # paper, 1 M of 4 M: share of max_steps that an encoder stays at least; snapshots that come sooner wait in line
+    final: float = 0.5  # paper, 2 M of 4 M: share of max_steps on the last snapshot
     rewarm: float = 0.01  # share of max_steps over which the rate is warmed up after a swap (ours)
 
 
@@ -221,10 +235,10 @@ class IaSftConfig:
 
 @dataclass(frozen=True)
 class JointSftConfig:
-    """All settings of stage 6: everything trains together."""
+    """All settings of stage 6: encoder, adaptor and language model train together."""
 
     drift_alarm: float = 0.9  # ours: a warning is logged when the CKA of the encoder with that of stage 5 falls below this
-    drift_frames: int = 20_000  # encoder frames it is measured on
+    drift_frames: int = 20_000  # encoder frames of the validation set that it is measured on
     train: SftConfig = field(default_factory=SftConfig)
 
 
@@ -263,6 +277,70 @@ class PhonemeHeadConfig:
     """All settings of stage 9: the phoneme head on the frozen encoder. One view is enough: there is no encoder to regularise."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(cr_weight=0.0))
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The reward of stage 8 (paper, section 3.5): accuracy + 0.5 hallucination + 0.5 context; nim4/train/rewards.py."""
+
+    accuracy_slope: float = 2.0  # the accuracy is exp(-slope * error rate)
+    hallucination_weight: float = 0.5
+    context_weight: float = 0.5
+    context: str = "recall"  # recall | agreement: +-0.5 per keyword that was said (paper), or hypothesis and reference agree (arXiv 2512.21828)
+
+
+@dataclass(frozen=True)
+class KeywordConfig:
+    """Hints in the prompts of stage 8."""
+
+    max_keywords: int = 2  # of an utterance (paper: 0 to 2)
+    hint_prob: float = 0.5  # ours: each of them is put into the prompt with this chance (paper: a random subset)
+    distractor_prob: float = 0.1  # ours: chance of one hint that was not said, without which copying hints could not be seen
+
+
+@dataclass(frozen=True)
+class GrpoTrainConfig(OptimConfig):
+    """Stage 8: group-relative policy optimisation. The paper gives the rate and the temperatures; what else is not stated is said."""
+
+    max_steps: int = 1000  # ours: not stated; about three passes over the paper's 20 k samples at 64 a step
+    learning_rate: float = 2e-6  # paper
+    warmup_steps: int = 0  # paper: no warm-up for reinforcement learning
+    schedule: str = "constant"
+    group_size: int = 8  # G; ours: not stated. arXiv 2509.01939 finds no difference between 6 and 10
+    clip: float = 0.2  # ours: not stated; the usual bound of the ratio. For `gspo` its authors use about 4e-4
+    kl_weight: float = 0.04  # beta; ours: not stated, as in arXiv 2509.01939. 0 = no reference model is held
+    temperature_start: float = 1.0  # paper: cosine from 1.0 to 0.7
+    temperature_end: float = 0.7
+    min_group_std: float = 1e-4  # ours: a group whose rewards differ by less says nothing, and gives no policy gradient
+    dr_grpo: bool = False  # no division by the deviation of rewards and by the length of an answer (arXiv 2503.20783)
+    dr_grpo_tokens: float = 32.0  # ours: what it divides by instead, the same for all answers
+    gspo: bool = False  # one ratio per answer instead of one per token (arXiv 2507.18071)
+    train_encoder: bool = True  # paper: later stages are end-to-end; whether that holds here is not stated
+    train_adaptor: bool = True
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)  # ours: as in the other stages; there is no other augmentation (paper)
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """All settings of stage 8."""
+
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    keywords: KeywordConfig = field(default_factory=KeywordConfig)
+    train: GrpoTrainConfig = field(default_factory=GrpoTrainConfig)
+
+
+# ---------------------------------------------------------------------------------------------------------- entropy report
+
+
+@dataclass(frozen=True)
+class EntropyConfig:
+    """`python -m nim4 entropy`: the budget of its linear probes. All values are ours; numbers made with different ones do not compare."""
+
+    steps: int = 5000  # of Adam, at most; the step that does best on held-out utterances is used
+    batch_rows: int = 512  # frames or text units per step
+    learning_rate: float = 3e-3  # at the first step; falls to 0 in a straight line
+    num_seeds: int = 3  # each draws the halves of the utterances anew
+    max_utterances: int = 2000  # of the split, spread evenly
 
 
 # ------------------------------------------------------------------------------------------------------------- decoding

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Mini: 4 h of Mandarin-English phrases, joined from recorded words, and read sentences, 16 kHz; kept in this repository.
-# Licences: MIT (DSPSpeech-20), Apache-2.0 (AISHELL-1, speaker S0150), AN4 (Carnegie Mellon University); see NOTICE.
+# Mini: 4 h of Mandarin-English phrases, joined from recorded words, and read sentences, 16 kHz; noise; kept in this repository.
+# Licences: MIT (DSPSpeech-20), Apache-2.0 (AISHELL-1, speaker S0150), AN4 (Carnegie Mellon University); noise CC-BY and others: see NOTICE.
 here=$(dirname "$0")
 exec "$here/../../run.sh" --corpus mini --source "$here/audio" --language zh-en --metric mer \
-  --train "train_words train_phrases train_sent train_an4" --valid dev --test "test_grammar test_joins test_sent" \
-  --closed "test_grammar test_joins" --lexicon "$here/words.txt" "$@"
+  --train "train_words=0.4 train_phrases=0.8 train_sent=0.15 train_an4" --noise noise --valid dev \
+  --test "test_grammar test_joins test_sent test_noise" --closed "test_grammar test_joins" --lexicon "$here/words.txt" "$@"

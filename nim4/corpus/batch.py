@@ -9,18 +9,24 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from lhotse import CutSet, MonoCut
+from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from nim4.config import OptimConfig, RecipeError
-from nim4.corpus.manifest import load_cuts
+from nim4.corpus.feats import load_features
+from nim4.corpus.manifest import Source, load_cuts
+from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
+
+Disturb = Callable[[str, Tensor], tuple[Tensor, bool]]  # utterance id, (T, 80) -> (T', 80), and whether the utterance is still in it
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,29 @@ class TextBatch(Batch):
         return float(sum(map(len, self.answers)))
 
 
+@dataclass(frozen=True)
+class RewardBatch(TextBatch):
+    """Utterances whose answers are rewarded, not given.
+
+    Attributes:
+        hints: keywords in the prompt, said or not.
+        keywords: what the context reward looks for: the hints, and important keywords that were said.
+    """
+
+    hints: list[list[str]]
+    keywords: list[list[str]]
+
+    @property
+    def num_targets(self) -> float:
+        """What the loss of a training step is divided by: utterances, each with its group of answers."""
+        return float(len(self.ids))
+
+
 # (utterances, epoch) -> their batch; what chance decides must follow from the epoch and the ids alone, not from the order of calls
-MakeBatch = Callable[[Sequence[MonoCut], int], Batch]
+MakeBatch = Callable[[Sequence[Cut], int], Batch]
 
 
-def phones_of(cut: MonoCut) -> str:
+def phones_of(cut: Cut) -> str:
     """The phoneme string stage 2 wrote. Raises RecipeError when there is none."""
     custom = cut.supervisions[0].custom or {}
     if "phones" not in custom:
@@ -91,16 +115,26 @@ def phones_of(cut: MonoCut) -> str:
     return custom["phones"]
 
 
-def collate(cuts: Sequence[MonoCut], inventory: PhonemeInventory) -> Batch:
-    """Reads the features of `cuts` and pads them. Raises RecipeError, with the id, when features cannot be read."""
-    features = []
+def lengthened(cut: MonoCut, seconds: float) -> Cut:
+    """The cut with this much silence behind it, for samplers, which look at durations; its features are those of `speech_of`."""
+    return cut.pad(cut.duration + seconds, preserve_id=True) if seconds else cut
+
+
+def speech_of(cut: Cut) -> MonoCut:
+    """The recorded part of a cut that may have been lengthened."""
+    return cut.first_non_padding_cut if isinstance(cut, MixedCut) else cut
+
+
+def collate(cuts: Sequence[Cut], inventory: PhonemeInventory, disturb: Disturb | None = None) -> Batch:
+    """Reads the features of `cuts`, disturbs them, and pads them. Raises RecipeError, with the id, when features cannot be read."""
+    features, phones = [], []
     for cut in cuts:
-        try:
-            features.append(torch.from_numpy(cut.load_features()))
-        except Exception as error:  # the storage backends raise their own kinds; the id is what a user needs
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"  # lhotse adds the whole cut in further lines
-            raise RecipeError(f"features of {cut.id}", expected="readable features", found=reason, fix="run stage 1 again") from error
-    phones = [torch.tensor(inventory.encode(phones_of(cut)), dtype=torch.int64) for cut in cuts]
+        x, said = load_features(speech_of(cut)), phones_of(cut)
+        if disturb is not None:
+            x, is_speech = disturb(cut.id, x)
+            said = said if is_speech else ""
+        features.append(x)
+        phones.append(torch.tensor(inventory.encode(said), dtype=torch.int64))
     return Batch(
         ids=[cut.id for cut in cuts],
         x=pad_sequence(features, batch_first=True),
@@ -127,16 +161,8 @@ class _Collated(Dataset):
             return error
 
 
-@dataclass(frozen=True)
-class Source:
-    """One training manifest and how much of it an epoch takes: 0.3 = another 30 % each epoch, 2 = everything twice."""
-
-    path: Path
-    weight: float = 1.0
-
-
-def parse_sources(specification: str, default_folder: Path) -> list[Source]:
-    """`"train"` or `"aishell:train librispeech:train-clean-100=0.3"` as sources.
+def parse_sources(specification: str, default_folder: Path, option: str = "--train") -> list[Source]:
+    """`"train"` or `"aishell:train librispeech:train-clean-100=0.3"`, the value of `option`, as sources.
 
     A split without a corpus is looked for in `default_folder` (data/<corpus>/units); `corpus:split` in the same place of another corpus.
     """
@@ -145,7 +171,7 @@ def parse_sources(specification: str, default_folder: Path) -> list[Source]:
         name, equals, weight_text = item.partition("=")
         corpus, colon, split = name.rpartition(":")
         if not split or (colon and not corpus):
-            raise RecipeError(f"--train {item}", expected="split or corpus:split", found=repr(name), fix="for example librispeech:train-clean-100")
+            raise RecipeError(f"{option} {item}", expected="split or corpus:split", found=repr(name), fix="for example librispeech:train-clean-100")
         folder = default_folder.parent.parent / corpus / default_folder.name if corpus else default_folder
         try:
             weight = float(weight_text) if equals else 1.0
@@ -153,14 +179,14 @@ def parse_sources(specification: str, default_folder: Path) -> list[Source]:
             weight = math.nan
         if not 0 < weight < math.inf:
             raise RecipeError(
-                f"--train {item}",
+                f"{option} {item}",
                 expected="a positive weight after =",
                 found=weight_text or "none",
                 fix="for example librispeech:train-clean-100=0.3",
             )
         sources.append(Source(folder / f"{split}.jsonl.gz", weight))
     if not sources:
-        raise RecipeError("--train", expected="at least one split", found=repr(specification), fix="for example --train train")
+        raise RecipeError(option, expected="at least one split", found=repr(specification), fix=f"for example {option} train")
     return sources
 
 
@@ -178,11 +204,14 @@ class TrainBatches:
         config: `max_duration_s` (padded audio per micro-batch), `accum` (micro-batches per step and process), `seed`, `num_buckets`,
             `num_workers`, `short_first_epochs` and `long_weight` count.
         rank, world_size: this process, and how many there are.
+        noise: what `make` mixes into the utterances: the silence it adds counts as audio when batches are filled.
     """
 
-    def __init__(self, sources: Sequence[Source], make: MakeBatch, config: OptimConfig, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, sources: Sequence[Source], make: MakeBatch, config: OptimConfig, rank: int = 0, world_size: int = 1, noise: Noise | None = None
+    ):
         self._cuts = [(list(load_cuts(source.path)), source.weight) for source in sources]
-        self._dataset = _Collated(make)
+        self._dataset, self._noise = _Collated(make), noise
         self._config, self._rank, self._world_size = config, rank, world_size
         cuts = [cut for cuts, _ in self._cuts for cut in cuts]
         self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
@@ -211,6 +240,8 @@ class TrainBatches:
     def _own_cuts(self, epoch: int, first_step: int) -> Iterator[tuple[int, CutSet]]:
         """This process's micro-batches of an epoch from `first_step` on; a last, incomplete step is left for another epoch's order."""
         cuts = self._epoch_cuts(epoch)
+        if self._noise is not None:  # the silence counts as audio: it decides how many utterances go into a batch
+            cuts = CutSet.from_cuts(lengthened(cut, self._noise.added_s(epoch, cut.id)) for cut in cuts)
         # Every process draws the whole order, as if it were alone; which part is its own is decided below.
         if epoch < self._config.short_first_epochs:
             shortest_first = cuts.sort_by_duration(ascending=True)
@@ -272,9 +303,14 @@ class _Once:
         return self._items
 
 
-def phone_batches(inventory: PhonemeInventory) -> MakeBatch:
-    """How stages 3 and 9 make their batches: features and phonemes, nothing left to chance."""
-    return lambda cuts, epoch: collate(cuts, inventory)
+def phone_batches(inventory: PhonemeInventory, noise: Noise | None = None) -> MakeBatch:
+    """How stages 3 and 9 make their batches: features, with noise in some when there is any, and phonemes."""
+    return lambda cuts, epoch: collate(cuts, inventory, disturb_of(noise, epoch))
+
+
+def disturb_of(noise: Noise | None, epoch: int) -> Disturb | None:
+    """What happens to the utterances of an epoch; nothing in epoch -1, that of validation."""
+    return None if noise is None or epoch < 0 else partial(noise.disturb, epoch)
 
 
 def eval_batches(cuts: CutSet, make: MakeBatch, max_duration_s: float) -> Iterator[Batch]:

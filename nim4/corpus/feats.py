@@ -72,6 +72,15 @@ def read_samples(cut: MonoCut) -> np.ndarray:
     return checked_samples(cut.load_audio()[0], cut.sampling_rate).numpy()
 
 
+def load_features(cut: MonoCut) -> Tensor:
+    """The stored features of a cut: (T, 80) float32. Raises RecipeError, with the id, when they cannot be read."""
+    try:
+        return torch.from_numpy(cut.load_features())
+    except Exception as error:  # the storage backends raise their own kinds; the id is what a user needs
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"  # lhotse adds the whole cut in further lines
+        raise RecipeError(f"features of {cut.id}", expected="readable features", found=reason, fix="run stage 1 again") from error
+
+
 class Fbank:
     """Frames of a whole signal.
 

@@ -8,9 +8,12 @@ In a saved manifest a path to features is relative to the manifest's folder; so 
 recipe made); other audio is absolute. `load_cuts` makes all of them absolute.
 """
 
+import dataclasses
 import gzip
+import itertools
 import json
 import logging
+import math
 import os
 import zlib
 from collections import Counter
@@ -38,6 +41,8 @@ MAX_DURATION_S = 60.0
 MAX_LEFT_OUT = 0.5  # ours: above this share of problems the source folder is wrong rather than the corpus dirty
 SUFFIX = ".jsonl.gz"
 TEST_PREFIXES = ("dev", "test", "valid", "eval")  # splits that keep an utterance with an empty text: nothing is said there
+NOISE_PREFIXES = ("noise", "music", "babble")  # splits of recordings to mix into speech: none has a text, and they may be long
+NOISE_PIECE_S = 30.0  # ours: the longest piece of one
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,14 @@ class Utterance:
     speaker: str
     language: str
     duration_s: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """One training manifest and how much of it an epoch takes: 0.3 = another 30 % each epoch, 2 = everything twice."""
+
+    path: Path
+    weight: float = 1.0
 
 
 # ------------------------------------------------------------------------------------------------------ reading and saving
@@ -216,6 +229,7 @@ def validate(splits: Mapping[str, CutSet | Sequence[Row]]) -> tuple[dict[str, Cu
     An utterance with a problem is left out of every split, with these exceptions: audio of another rate is resampled and of several
     channels the first is taken, both when the audio is read; an empty text stays in splits named dev*, test*, valid* or eval*; of
     equal ids the first stays, and in two splits the one in such a split, so that a test set never shrinks because of training data.
+    In splits named noise*, music* or babble* an empty text is as it should be, and what is longer than 60 s is cut into pieces.
 
     Raises:
         RecipeError: if there is no split, a split ends up empty, or more than half of its utterances are left out.
@@ -233,7 +247,7 @@ def validate(splits: Mapping[str, CutSet | Sequence[Row]]) -> tuple[dict[str, Cu
             good, notes = _check(cut, split, split_of)
             found.extend(notes)
             if good is not None:
-                checked.append(good)
+                checked += _pieces(good) if split.startswith(NOISE_PREFIXES) else [good]
         kept[split] = CutSet.from_cuts(checked)
         problems.extend(found)
         _refuse_bad_split(split, len(checked), found)
@@ -256,12 +270,12 @@ def _check(cut: MonoCut, split: str, split_of: dict[str, str]) -> tuple[MonoCut 
         return None, [Problem(cut.id, split, "audio without transcript")]
     if cut.duration < MIN_DURATION_S:
         return None, [Problem(cut.id, split, "too short", f"{cut.duration:.3f} s, at least {MIN_DURATION_S} s")]
-    if cut.duration > MAX_DURATION_S:
+    if cut.duration > MAX_DURATION_S and not split.startswith(NOISE_PREFIXES):
         return None, [Problem(cut.id, split, "too long", f"{cut.duration:.1f} s, at most {MAX_DURATION_S:.0f} s")]
     if missing := [source.source for source in cut.recording.sources if source.type == "file" and not os.path.isfile(source.source)]:
         return None, [Problem(cut.id, split, "missing audio file", missing[0])]
     notes = []
-    if not text.strip():
+    if not text.strip() and not split.startswith(NOISE_PREFIXES):
         stays = split.startswith(TEST_PREFIXES)
         notes.append(Problem(cut.id, split, "empty text", left_out=not stays))
         if not stays:
@@ -273,6 +287,20 @@ def _check(cut: MonoCut, split: str, split_of: dict[str, str]) -> tuple[MonoCut 
         notes.append(Problem(cut.id, split, "resampled", f"from {cut.sampling_rate} Hz", left_out=False))
         cut = cut.resample(SAMPLING_RATE_HZ)
     return cut, notes
+
+
+def _pieces(cut: MonoCut) -> list[MonoCut]:
+    """The cut, or, when it is longer than MAX_DURATION_S, equal pieces of at most NOISE_PIECE_S with ids such as <id>-003."""
+    if cut.duration <= MAX_DURATION_S:
+        return [cut]
+    count = math.ceil(cut.duration / NOISE_PIECE_S)
+    bounds = [round(cut.duration * SAMPLING_RATE_HZ * i / count) / SAMPLING_RATE_HZ for i in range(count + 1)]
+    pieces = []
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+        name, length = f"{cut.id}-{number:03d}", end - start
+        supervision = dataclasses.replace(cut.supervisions[0], id=name, start=0.0, duration=length)
+        pieces.append(dataclasses.replace(cut, id=name, start=cut.start + start, duration=length, supervisions=[supervision]))
+    return pieces
 
 
 def _refuse_bad_split(split: str, num_kept: int, problems: Sequence[Problem]) -> None:

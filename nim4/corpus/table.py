@@ -18,7 +18,7 @@ class Row:
     audio: Path | None  # any file soundfile reads; None: there is a transcript and no audio
     text: str | None  # as published; None: there is audio and no transcript
     speaker: str
-    language: str  # zh | en | zh-en
+    language: str  # zh | en | zh-en; noise where nobody speaks
 
 
 def need(path: Path, fix: str) -> Path:

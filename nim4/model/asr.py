@@ -60,6 +60,10 @@ class SpeechLlm(nn.Module):
             frames, lens = acoustic.encoder(acoustic.normalise(x), x_lens, context)
         return self.adaptor(frames, lens)
 
+    def encode(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, 80) log-Mel features, (B,) lengths -> (B, S, D) encoder frames under full context and (B,) lengths."""
+        return self.acoustic.encoder(self.acoustic.normalise(x), x_lens)
+
     def rows(
         self, speech: Tensor, speech_lens: Tensor, suffixes: Sequence[list[int]], answers: Sequence[list[int]] | None = None, *, left: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -136,6 +136,21 @@ def load_model(folder: Path, device: torch.device) -> tuple[PhonemeModel, Phonem
     return model.to(device).eval(), inventory
 
 
+def load_snapshot(path: Path, device: torch.device) -> PhonemeModel:
+    """The phoneme model of a snapshot of pre-training, in evaluation mode. Its config.yaml lies one folder up, or beside it.
+
+    Raises:
+        RecipeError: if either is missing, or the file does not hold the weights of a phoneme model of that size.
+    """
+    path = Path(path)
+    config = next((folder / "config.yaml" for folder in (path.parent.parent, path.parent) if (folder / "config.yaml").is_file()), None)
+    if config is None:
+        raise RecipeError(path, expected="config.yaml one folder up", found="none", fix="name a file in the snapshots/ of a stage-3 folder")
+    model = PhonemeModel(build(ModelConfig, read_yaml(config), str(config)))
+    load_into(model, acoustic_weights(read_weights(path)), path)
+    return model.to(device).eval()
+
+
 def with_vocab_size(config: ModelConfig, inventory: PhonemeInventory) -> ModelConfig:
     """The config with the inventory's size filled in. Raises RecipeError when it names another size."""
     if config.vocab_size not in (0, len(inventory)):

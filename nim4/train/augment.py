@@ -3,8 +3,6 @@
 Vectorised over the batch. All random numbers come from the generator that is passed in, so a step can be repeated exactly.
 """
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
@@ -54,30 +52,6 @@ def time_warp(x: Tensor, x_lens: Tensor, max_shift: int, generator: Generator) -
     weight = (position - below)[..., None].to(x.dtype)
     index = [i[..., None].expand(-1, -1, x.shape[2]) for i in (below, above)]
     return torch.where(warped[:, None, None], torch.lerp(x.gather(1, index[0]), x.gather(1, index[1]), weight), x)
-
-
-def add_noise(x: Tensor, x_lens: Tensor, prob: float, snr_db: tuple[float, float], generator: Generator) -> Tensor:
-    """Stationary coloured noise, added to some utterances as powers: log(exp(x) + exp(noise)).
-
-    Args:
-        x: (B, T, F) float, natural-log Mel energies.
-        x_lens: (B,) int64.
-        prob: chance that an utterance gets noise; 0 switches it off.
-        snr_db: mean and standard deviation of the ratio of mean speech power to mean noise power.
-    Source: the ratio is the paper's, for recorded noise; noise made in the features is ours. It costs nothing and needs no noise
-    corpus, and keeps a small clean corpus from relying on the digital silence between its words.
-    """
-    if prob == 0:
-        return x
-    u, snr, tilt = torch.rand(x.shape[0], generator=generator), *torch.randn(2, x.shape[0], generator=generator)
-    flicker = 0.5 * torch.randn(x.shape, generator=generator)  # energies of noise vary from frame to frame
-    colour = tilt[:, None] * torch.linspace(-1, 1, x.shape[2])
-    colour = colour - torch.logsumexp(colour, 1, keepdim=True) + math.log(x.shape[2])
-    valid = valid_mask(x_lens, x.shape[1])[..., None]
-    power = (x.exp() * valid).sum((1, 2)) / (x_lens * x.shape[2])
-    level = power.clamp(min=1e-10).log() - ((snr_db[0] + snr_db[1] * snr) * (math.log(10) / 10)).to(x.device)
-    noisy = torch.logaddexp(x, level[:, None, None] + (colour[:, None] + flicker).to(x.device))
-    return torch.where((u < prob).to(x.device)[:, None, None], noisy, x)
 
 
 def time_stretch(x: Tensor, x_lens: Tensor, least: Tensor, max_change: float, generator: Generator) -> tuple[Tensor, Tensor]:

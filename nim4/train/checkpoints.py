@@ -15,6 +15,11 @@ from nim4.model.checkpoint import WEIGHTS, save_weights
 from nim4.stage import atomic_write, write_json
 
 
+def checkpoint_step(path: Path) -> int:
+    """The number of steps that the checkpoint folder `step-N` holds."""
+    return int(path.name.removeprefix("step-"))
+
+
 class Checkpoints:
     """The folders `step-N` below `folder`; only the newest `keep_last` stay."""
 
@@ -24,7 +29,7 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         found = [path for path in self.folder.glob("step-*") if path.suffix != ".tmp"]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(found, key=checkpoint_step)
 
     def last(self) -> Path | None:
         """The newest whole checkpoint."""

@@ -21,6 +21,7 @@ from nim4.config import CkaConfig
 from nim4.corpus.batch import Batch
 from nim4.model.checkpoint import read_weights, save_weights
 from nim4.model.conformer import valid_mask
+from nim4.score.plot import picture
 from nim4.stage import atomic_write, file_hash, read_jsonl
 
 log = logging.getLogger("nim4")
@@ -217,24 +218,17 @@ class CkaMonitor:
 
 def plot_registry(registry: Path, threshold: float, out: Path) -> None:
     """Draws CKA and CTC agreement over the steps, with the triggers, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = read_registry(registry)
     compared = [row for row in rows if row.cka is not None]
-    figure, axis = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    axis.plot([row.step for row in compared], [row.cka for row in compared], label="CKA with the reference")
-    axis.plot([row.step for row in compared], [row.ctc_agreement for row in compared], label="CTC agreement", linestyle=":")
-    axis.axhline(threshold, color="grey", linewidth=0.8, label=f"threshold {threshold:g}")
-    for row in rows:
-        if row.trigger:
-            axis.axvline(row.step, color="tab:red", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="pre-training step", ylabel="likeness", title="Encoder snapshots (dashed: became the reference)")
-    axis.legend()
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
+    with picture(out) as (axis,):
+        axis.plot([row.step for row in compared], [row.cka for row in compared], label="CKA with the reference")
+        axis.plot([row.step for row in compared], [row.ctc_agreement for row in compared], label="CTC agreement", linestyle=":")
+        axis.axhline(threshold, color="grey", linewidth=0.8, label=f"threshold {threshold:g}")
+        for row in rows:
+            if row.trigger:
+                axis.axvline(row.step, color="tab:red", linewidth=0.8, linestyle="--")
+        axis.set(xlabel="pre-training step", ylabel="likeness", title="Encoder snapshots (dashed: became the reference)")
+        axis.legend()
 
 
 def take_frames(batches: Iterator[Batch], max_frames: int) -> list[Batch]:

@@ -16,7 +16,7 @@ from nim4.corpus.batch import Batch
 from nim4.model.conformer import FULL_CONTEXT, SUBSAMPLING, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, consistency_loss, ctc_loss, greedy_search
 from nim4.score.error_rate import edit_distance
-from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_stretch, time_warp
+from nim4.train.augment import draw_context, freq_warp, mask, time_stretch, time_warp
 from nim4.train.loop import Draw
 
 DEPLOYED = Context(16, 4)  # 640 ms chunks, 4 chunks of left context (paper, section 3.6)
@@ -39,7 +39,6 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
         context = draw_context(config.chunk, draw.shared)
         least = (2 * SUBSAMPLING * batch.phone_lens).clamp(min=1)  # an encoder frame for each phoneme, and one for a blank behind it
         x, x_lens = time_stretch(batch.x, batch.x_lens, least, config.augment.time_stretch, draw.own)
-        x = add_noise(x, x_lens, config.augment.noise_prob, config.augment.noise_snr_db, draw.own)
         x = time_warp(x, x_lens, config.augment.time_warp_frames, draw.own)
         x = freq_warp(x, config.augment.freq_warp, draw.own)
         x, x_lens = x.repeat(views, 1, 1), x_lens.repeat(views)

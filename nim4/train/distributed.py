@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,20 @@ class Processes:
         if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """What the main process gave as `value`, on all processes: a decision that they must take alike."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process gave as `value`, in the order of their ranks, on all processes."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:

@@ -5,7 +5,7 @@ Each program in local/ says what its stage is about; this is the plumbing below 
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from nim4.config import Config, OptimConfig, RecipeError, SftConfig, as_dict, lo
 from nim4.corpus.batch import MakeBatch, Source, TrainBatches, eval_batches, parse_sources
 from nim4.corpus.examples import Examples
 from nim4.corpus.manifest import load_cuts
+from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.asr import SpeechLlm
 from nim4.stage import StageOutput, git_commit, read_json, write_json
@@ -44,6 +45,7 @@ class Options(Protocol):
     units: Path
     train: str
     valid: str
+    noise: str
     train_config: Path
     set: list[str]
     out: Path
@@ -64,10 +66,11 @@ class TrainingRun:
     peers: Processes
     sources: Sequence[Source]
     valid_cuts: list
+    noise: Noise | None
 
     def batches(self, make: MakeBatch, config: OptimConfig) -> TrainBatches:
         """The training data of this process."""
-        batches = TrainBatches(self.sources, make, config, self.peers.rank, self.peers.world_size)
+        batches = TrainBatches(self.sources, make, config, self.peers.rank, self.peers.world_size, self.noise)
         log.info("train: %d utterances, %.2f h; valid: %d utterances", batches.num_utterances, batches.hours, len(self.valid_cuts))
         return batches
 
@@ -75,8 +78,19 @@ class TrainingRun:
         """The validation data, whole on every process."""
         return eval_batches(self.valid_cuts, make, VALID_BATCH_S)
 
-    def fine_tune(self, model: SpeechLlm, config: SftConfig, examples: Examples, **hooks: Any) -> Trainer:
-        """Trains the parts that have a role in this stage on transcripts, to the end; `hooks` go to the Trainer."""
+    def validate(self, model: SpeechLlm, examples: Examples) -> dict[str, float]:
+        """Validation numbers, see validate_sft."""
+        return validate_sft(model, self.valid_batches(examples), self.peers.device)
+
+    def fine_tune(
+        self, model: SpeechLlm, config: SftConfig, examples: Examples, also: Callable[[], dict[str, float]] = dict, **hooks: Any
+    ) -> Trainer:
+        """Trains the parts that have a role in this stage on transcripts, to the end.
+
+        Args:
+            also: measures more numbers at each validation.
+            hooks: go to the Trainer.
+        """
         torch.manual_seed(config.seed)
         assign_roles(model, ROLES[self.name], model.config.llm)
         model.to(self.peers.device)
@@ -87,7 +101,7 @@ class TrainingRun:
             config,
             self.work,
             self.peers,
-            evaluate=lambda: validate_sft(model, self.valid_batches(examples), self.peers.device),
+            evaluate=lambda: self.validate(model, examples) | also(),
             lr_ratios={"acoustic.encoder.": config.encoder_lr_ratio},
             **hooks,
         )
@@ -119,13 +133,14 @@ def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path]
     sources, valid_sources = parse_sources(args.train, args.units), parse_sources(args.valid, args.units)
     if "=" in args.valid:
         raise RecipeError("--valid", expected="splits without weights", found=args.valid, fix="remove the = and what follows it")
+    noise_sources = parse_sources(args.noise, args.units, "--noise") if args.noise else []
     recorded = as_dict(settings)
     for field in UNRECORDED:
         recorded["train"].pop(field)
     output = StageOutput(
         args.out,
-        config={**recorded, "train_splits": args.train, "valid_splits": args.valid, **options},
-        inputs=[source.path for source in sources + valid_sources] + [args.units / "tokens.txt", *inputs],
+        config={**recorded, "train_splits": args.train, "valid_splits": args.valid, "noise_splits": args.noise, **options},
+        inputs=[source.path for source in sources + valid_sources + noise_sources] + [args.units / "tokens.txt", *inputs],
     )
     with processes(args.device) as peers:
         if output.is_done():
@@ -134,7 +149,9 @@ def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path]
         work = output.begin(resume=True) if peers.is_main else output.work
         peers.barrier()
         log.info("commit %s, torch %s, %s, %d process(es)", git_commit(), torch.__version__, peers.device, peers.world_size)
-        yield TrainingRun(name, work, peers, sources, [cut for source in valid_sources for cut in load_cuts(source.path)])
+        noise = Noise(noise_sources, settings.train.noise, settings.train.seed) if noise_sources else None
+        log.info("noise: %s", "none (--noise), so train.noise has no effect" if noise is None else f"{noise.num_clips} clips of {args.noise}")
+        yield TrainingRun(name, work, peers, sources, [cut for source in valid_sources for cut in load_cuts(source.path)], noise)
         if peers.is_main:
             output.finish(**read_final(work))
             shutil.rmtree(args.out / "checkpoints", ignore_errors=True)  # only now: a run killed before this line still resumes

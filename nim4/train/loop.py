@@ -24,7 +24,7 @@ from nim4.config import OptimConfig, RecipeError
 from nim4.corpus.batch import Batch, TrainBatches
 from nim4.model.checkpoint import WEIGHTS, average_weights, check_weights, count_parameters, read_weights, save_weights
 from nim4.stage import atomic_write, read_json, write_json
-from nim4.train.checkpoints import Checkpoints
+from nim4.train.checkpoints import Checkpoints, checkpoint_step
 from nim4.train.distributed import (
     Processes,
     is_sharded,
@@ -34,9 +34,13 @@ from nim4.train.distributed import (
     whole_optimizer,
     whole_weights,
 )
+from nim4.train.muon import MuonAdamW
 
 log = logging.getLogger("nim4")
 
+
+# parameters that Muon steps where it is chosen: the matrices between two hidden layers
+HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.")
 
 # settings that count something there must be at least one of
 COUNTS = ("max_steps", "accum", "num_buckets", "log_every", "valid_every", "save_every", "keep_last", "average_last", "max_nonfinite_in_row")
@@ -64,28 +68,32 @@ Evaluate = Callable[[], dict[str, float]]
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a cosine from the peak down to `min_lr_ratio` of it."""
+    """Linear warm-up, then a cosine from the peak down to `min_lr_ratio` of it, or with schedule `constant` the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
     progress = min((step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1), 1.0)
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, lr_ratios: Mapping[str, float] = MappingProxyType({})) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on biases and norms.
+    """AdamW over the trainable parameters, or Muon on HIDDEN and AdamW on the others; no weight decay on biases and norms.
 
     Args:
         lr_ratios: beginning of a parameter's name -> its rate relative to the others'.
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             ratio = next((ratio for start, ratio in lr_ratios.items() if name.startswith(start)), 1.0)
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            group = groups.setdefault((ratio, -decay), {"params": [], "weight_decay": decay, "lr_ratio": ratio})
+            muon = config.optimizer == "muon" and parameter.ndim == 2 and name.startswith(HIDDEN)
+            group = groups.setdefault((ratio, -decay, muon), {"params": [], "weight_decay": decay, "lr_ratio": ratio, "muon": muon})
             group["params"].append(parameter)
     # in a fixed order, since a resumed run takes up its optimiser's state by it
-    return torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
+    optimizer = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
+    return optimizer([groups[key] for key in sorted(groups)], lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
 
 
 def _generator(*key: int) -> Generator:
@@ -94,6 +102,15 @@ def _generator(*key: int) -> Generator:
     for part in key:
         seed = (seed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
     return Generator().manual_seed(seed)
+
+
+def evaluated(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
+    """`evaluate` with `model` in evaluation mode, without touching the state of training."""
+    model.eval()
+    with torch.inference_mode():
+        numbers = evaluate()
+    model.train()
+    return numbers
 
 
 class Trainer:
@@ -109,8 +126,8 @@ class Trainer:
         evaluate: run on the main process every `valid_every` steps and at the end.
         after_step: called on the main process after each step with the number of steps done, e.g. the CKA monitor.
         on_resume: called on the main process before the first step with the number of steps done, 0 in a new run.
-        before_step: called on all processes before each step with the number of steps done; True = the rate is warmed up anew from
-            there, over `rewarm_steps`.
+        before_step: called on all processes before each step with the number of steps done; True = it put other weights into the
+            model. The rate is then warmed up anew, over `rewarm_steps`, and the final weights are chosen from what comes after.
         rewarm_steps: length of such a warm-up.
         lr_ratios: see make_optimizer.
         sharded_methods: methods of the model beside `forward` that run it, for FSDP2.
@@ -134,8 +151,14 @@ class Trainer:
     ):
         if config.precision not in ("fp32", "bf16"):
             raise RecipeError("train.precision", expected="fp32 or bf16", found=config.precision, fix="--set train.precision=bf16")
+        if config.optimizer not in ("adamw", "muon"):
+            raise RecipeError("train.optimizer", expected="adamw or muon", found=config.optimizer, fix="--set train.optimizer=adamw")
+        if (config.optimizer, config.parallel) == ("muon", "fsdp2"):  # it needs whole matrices
+            raise RecipeError("train.optimizer", expected="adamw with train.parallel=fsdp2", found="muon", fix="--set train.optimizer=adamw")
         if config.parallel not in ("ddp", "fsdp2"):
             raise RecipeError("train.parallel", expected="ddp or fsdp2", found=config.parallel, fix="--set train.parallel=ddp")
+        if config.schedule not in ("cosine", "constant"):
+            raise RecipeError("train.schedule", expected="cosine or constant", found=config.schedule, fix="--set train.schedule=cosine")
         for name in COUNTS:
             if getattr(config, name) < 1:
                 raise RecipeError(f"train.{name}", expected="at least 1", found=getattr(config, name), fix=f"--set train.{name}=1, or more")
@@ -165,7 +188,7 @@ class Trainer:
         steps = self.batches.steps(*self._place)
         while self.step < self.config.max_steps:
             if self.before_step(self.step):
-                self._rewarmed_at = self.step
+                self._rewarmed_at, self._best = self.step, math.inf
             epoch, step_in_epoch, micro_batches = next(steps)
             parts = self._train_step(parallel, micro_batches)
             self.step += 1
@@ -293,14 +316,6 @@ class Trainer:
             for name, value in row.items():
                 writer.add_scalar(f"{kind}/{name}", value, self.step)
 
-    def _evaluated(self) -> dict[str, float]:
-        """`evaluate` in evaluation mode, without touching the state of training."""
-        self.model.eval()
-        with torch.inference_mode():
-            numbers = self.evaluate()
-        self.model.train()
-        return numbers
-
     def _runs_here(self) -> bool:
         """Whether this process takes part in validation: the main one, and under FSDP2 all."""
         return self.processes.is_main or is_sharded(self.model)
@@ -313,7 +328,7 @@ class Trainer:
     def _validate(self, writer: SummaryWriter | None) -> None:
         if not self._runs_here():
             return
-        numbers = self._evaluated()
+        numbers = evaluated(self.model, self.evaluate)
         if self.processes.is_main:
             self._write(numbers, "valid", writer)
         log.info("step %d, validation: %s", self.step, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
@@ -363,14 +378,14 @@ class Trainer:
         """Chooses the final weights on the validation set: the mean of the last checkpoints, or the best single one."""
         if not self._runs_here():
             return {}
-        averaged = self.checkpoints.all()[-self.config.average_last :]
+        averaged = [path for path in self.checkpoints.all() if checkpoint_step(path) > self._rewarmed_at][-self.config.average_last :]
         self._load(average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
-        mean_numbers = self._evaluated()
-        chosen = f"mean of the checkpoints at steps {', '.join(path.name.removeprefix('step-') for path in averaged)}"
+        mean_numbers = evaluated(self.model, self.evaluate)
+        chosen = f"mean of the checkpoints at steps {', '.join(str(checkpoint_step(path)) for path in averaged)}"
         if self._best < mean_numbers["score"]:
             self._load(read_weights(self.work / "best.safetensors"), "best.safetensors")
             chosen = "best single checkpoint"
-        numbers = self._evaluated()
+        numbers = evaluated(self.model, self.evaluate)
         log.info("final weights: %s; validation: %s", chosen, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         if self.processes.is_main:
             write_json(self.work / "final.json", {"chosen": chosen, "step": self.step, "mean": mean_numbers, "valid": numbers})

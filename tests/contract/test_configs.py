@@ -7,10 +7,15 @@ from nim4 import config
 
 FILES = [path for path in source_files() if path.parts[:2] == ("local", "conf") and path.suffix in (".yaml", ".yml")]
 SETTINGS = {"model": config.ModelConfig, "decode": config.DecodeConfig}  # by folder
-STAGE_SETTINGS = {
+STAGE_SETTINGS = {  # a file of train/ holds one group for each stage that trains
     "pretrain": config.PretrainConfig,
+    "align": config.AlignConfig,
+    "ia_sft": config.IaSftConfig,
+    "joint_sft": config.JointSftConfig,
     "context_sft": config.ContextSftConfig,
-}  # a file of train/ holds one group for each stage that trains
+    "grpo": config.GrpoConfig,
+    "phoneme_head": config.PhonemeHeadConfig,
+}
 
 
 def test_settings_are_where_they_are_looked_for():

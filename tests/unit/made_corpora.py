@@ -1,4 +1,4 @@
-"""Small corpora in the true layouts of AISHELL-1 and LibriSpeech, oddities included, and a way to run the programs of local/ on them."""
+"""Small corpora in the true layouts of AISHELL-1, LibriSpeech and MUSAN, oddities included, and a way to run the programs of local/ on them."""
 
 import importlib.util
 import sys
@@ -91,3 +91,20 @@ def make_librispeech(folder):
     with open(folder / "LibriSpeech" / "test-clean" / "61" / "70968" / "61-70968.trans.txt", "a", encoding="utf-8") as file:
         file.write("61-70968-0099 NOBODY SAID THIS\n")
     return {"84-121550-0000": ("dev-clean", "audio without transcript"), "61-70968-0099": ("test-clean", "transcript without audio")}
+
+
+def make_musan(folder):
+    """MUSAN with a few short files and one of 65 s. Returns what stage 0 should list."""
+    root = folder / "musan"
+    write_lines(root / "README", ["This is MUSAN."])
+    for part, origin, count in (("noise", "free-sound", 3), ("noise", "sound-bible", 2), ("music", "fma", 3), ("speech", "librivox", 4)):
+        names = [f"{part}-{origin}-{number:04d}" for number in range(count)]
+        for number, name in enumerate(names):
+            write_audio(root / part / origin / f"{name}.wav", seed=number)
+        write_lines(root / part / origin / "LICENSE", [f"{names[0]}.wav", "public domain"])
+        facts = "genre,other Y some_band" if part == "music" else "m english" if part == "speech" else "background_noises"
+        write_lines(root / part / origin / "ANNOTATIONS", [f"{name} {facts}" for name in names])
+    write_audio(root / "music" / "fma" / "music-fma-0001.wav", seconds=65)
+    broken = root / "noise" / "free-sound" / "noise-free-sound-0009.wav"
+    broken.write_bytes(b"this is no audio")
+    return {broken.stem: ("noise", "unreadable header")}

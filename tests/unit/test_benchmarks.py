@@ -115,3 +115,36 @@ def test_long_stream(benchmark, model_config):
     assert all(0 < row["chunk_ms"] <= row["chunk_p95_ms"] for row in rows)
     with pytest.raises(RecipeError, match="at least 2, and at least 1"):
         benchmark("stream_flat", "--minutes", 1)
+
+
+def test_effect_of_reinforcement_learning(benchmark, tmp_path, load_module):
+    llm = tiny.tiny_llm(tmp_path / "llm")
+    for seed, name in enumerate(("before", "one", "two")):
+        model = tiny.tiny_speech_llm(llm)
+        model.adaptor.down.weight.data += 0.1 * seed
+        model.save(tmp_path / name, model.state_dict(), tiny.INVENTORY)
+    manifest = tiny.write_features(tmp_path / "units", "dev", [34, 40, 38])
+    options = ["--before", tmp_path / "before", "--after", tmp_path / "one", tmp_path / "two", "--manifest", manifest]
+    options += ["--num-empty", 1, "--group-size", 2]
+    record = benchmark("grpo_effect", *options, "--limit", 2)
+    kinds = ["clean speech", "speech, 5 dB", "noise", "silence"]
+    assert [(row["audio"], row["pair"]) for row in record["rows"]] == [(kind, pair) for kind in kinds for pair in ("1", "2", "all")]
+    for row in record["rows"]:
+        assert (row["mer_before"] == "-") == (row["audio"] in kinds[2:])
+        assert all(0 <= row[f"{name}_{side}"] <= 100 for name in ("equal_groups", "loops", "wrote") for side in ("before", "after"))
+    first, second, both = record["rows"][:3]
+    assert both["mer_after"] == pytest.approx((first["mer_after"] + second["mer_after"]) / 2, rel=1e-3)
+    assert first["mer_change"] == pytest.approx(first["mer_after"] - first["mer_before"], rel=1e-2, abs=1e-2)
+    assert record["data"]["size"].startswith("2 utterances, 1 clips")
+    with pytest.raises(RecipeError, match="expected 1 or 2 folders, found 3"):
+        benchmark("grpo_effect", *options[:1], *[tmp_path / "before"] * 3, *options[2:])
+
+
+def test_an_unchanged_model_has_no_effect(benchmark, tmp_path):
+    model = tiny.tiny_speech_llm(tiny.tiny_llm(tmp_path / "llm"))
+    model.save(tmp_path / "model", model.state_dict(), tiny.INVENTORY)
+    manifest = tiny.write_features(tmp_path / "units", "dev", [34, 40])
+    folders = ["--before", tmp_path / "model", "--after", tmp_path / "model"]
+    for row in benchmark("grpo_effect", *folders, "--manifest", manifest, "--num-empty", 2, "--group-size", 2, "--context", "streaming")["rows"]:
+        assert row["mer_change"] in ("-", 0.0)
+        assert all(row[f"{name}_before"] == row[f"{name}_after"] for name in ("reward", "equal_groups", "loops", "wrote"))

@@ -135,6 +135,12 @@ def test_a_corpus_that_is_gone_is_an_error_and_earlier_features_stay(tmp_path, m
     assert contents(tmp_path / "fbank") == before
 
 
+def test_a_corpus_without_training_splits_has_no_mean(tmp_path, fbank):
+    fbank(tmp_path / "fbank", "--jobs", 1, "--cmvn-splits", "")
+    assert load_cuts(tmp_path / "fbank" / "dev.jsonl.gz")[0].has_features
+    assert not (tmp_path / "fbank" / "cmvn.json").exists()
+
+
 def test_wrong_options_are_told(tmp_path, manifests, fbank):
     with pytest.raises(RecipeError, match="did you mean 'train'"):
         fbank(tmp_path / "fbank", "--cmvn-splits", "trian")

@@ -1,4 +1,4 @@
-"""Stage 0 on AISHELL-1 and LibriSpeech as they are published, and on what users get wrong."""
+"""Stage 0 on AISHELL-1, LibriSpeech and MUSAN as they are published, and on what users get wrong."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from made_corpora import ROOT, load_program, make_aishell, make_librispeech, run_program, write_audio, write_lines
+from made_corpora import ROOT, load_program, make_aishell, make_librispeech, make_musan, run_program, write_audio, write_lines
 
 from nim4.config import RecipeError
 from nim4.corpus import download
@@ -61,6 +61,26 @@ def test_librispeech(tmp_path, monkeypatch):
     cuts = list(load_cuts(tmp_path / "out" / "train-clean-100.jsonl.gz"))
     assert [cut.id for cut in cuts] == [f"103-1240-{number:04d}" for number in range(5)]
     assert (cuts[0].supervisions[0].text, cuts[0].supervisions[0].speaker) == ("CHAPTER ONE IT'S MISSUS", "103")
+
+
+def test_musan(tmp_path, monkeypatch):
+    """Through stages 0 to 2: nothing is transcribed, and nothing is trained on."""
+    expected = make_musan(tmp_path / "source")
+    prepare(monkeypatch, "musan", tmp_path / "source", tmp_path / "manifests")
+    assert listed(tmp_path / "manifests") == expected  # an empty text is no problem there
+    run_program(monkeypatch, "01_fbank", "--manifests", tmp_path / "manifests", "--out", tmp_path / "fbank", "--cmvn-splits", "", "--jobs", 1)
+    run_program(monkeypatch, "02_units", "--fbank", tmp_path / "fbank", "--out", tmp_path / "units", "--language", "en", "--train-splits", "")
+    cuts = {split: list(load_cuts(path)) for split, path in split_paths(tmp_path / "units").items()}
+    assert {split: [cut.id for cut in found] for split, found in cuts.items()} == {
+        "noise": [f"noise-free-sound-{number:04d}" for number in range(3)] + [f"noise-sound-bible-{number:04d}" for number in range(2)],
+        "music": ["music-fma-0000", *(f"music-fma-0001-{number:03d}" for number in range(3)), "music-fma-0002"],
+        "babble": [f"speech-librivox-{number:04d}" for number in range(4)],
+    }
+    assert {cut.supervisions[0].text for found in cuts.values() for cut in found} == {""}
+    assert {cut.supervisions[0].speaker for cut in cuts["music"]} == {"some_band"}
+    pieces = cuts["music"][1:4]
+    assert sum(cut.num_samples for cut in pieces) == 65 * 16_000
+    assert [piece.num_frames for piece in pieces] == [len(piece.load_features()) for piece in pieces] == [2167] * 3
 
 
 def test_the_same_source_gives_the_same_bytes_and_a_second_run_is_skipped(tmp_path, monkeypatch, caplog):
@@ -114,6 +134,24 @@ def test_a_split_without_audio_ends_the_stage_and_keeps_the_earlier_product(tmp_
     with pytest.raises(RecipeError, match=r"dev-clean.*at least 1 good utterance.*transcript without audio"):
         prepare(monkeypatch, "librispeech", tmp_path / "source", tmp_path / "out", "--limit", 3)
     assert read_json(tmp_path / "out" / "done.json") == before
+
+
+def test_noise_of_mini_to_train_on_is_not_the_noise_it_is_tested_on():
+    audio = ROOT / "egs" / "mini" / "audio"
+    rows = [line.split("\t") for line in (audio / "noise.tsv").read_text(encoding="utf-8").splitlines()]
+    assert rows.pop(0) == ["utt_id", "split", "speaker", "language", "text"]
+    recordings = {split: {row[2] for row in rows if row[1] == split} for split in ("train", "test")}
+    assert len(recordings["train"]) > 40
+    assert len(recordings["test"]) >= 20
+    assert not recordings["train"] & recordings["test"]
+    assert {row[4] for row in rows} == {""}
+    with tarfile.open(audio / "noise.tar") as tar:
+        sounds = {name: hashlib.sha256(tar.extractfile(name).read()).hexdigest() for name in tar.getnames()}
+    assert sounds.keys() == {f"{row[0]}.opus" for row in rows}
+    assert len(set(sounds.values())) == len(rows)
+    licences = (audio / "LICENSE.noise").read_text(encoding="utf-8")
+    assert not [row[0] for row in rows if row[0].removesuffix("-quiet") not in licences and not row[0].startswith(("am-", "sc-"))]
+    assert sum(path.stat().st_size for path in audio.iterdir()) < 25e6
 
 
 def write_recipe(folder, text):

@@ -70,6 +70,18 @@ def test_training_starts_from_init(pretrain, units, tmp_path, trained):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_noise_changes_the_weights_and_is_recorded(pretrain, units, tmp_path):
+    options = [*tiny.pretrain_options(units, tmp_path), "--out", tmp_path / "model"]
+    assert pretrain(*options) == (0, [])
+    assert "noise: none (--noise), so train.noise has no effect" in pretrain.log
+    before = contents(tmp_path / "model")["model.safetensors"]
+    assert pretrain(*options, "--noise", "test", "--set", "train.noise.prob=0.5") == (0, [])
+    assert "train.noise.prob was 0.2 and is 0.5" in pretrain.log
+    assert 'noise_splits was "" and is "test"' in pretrain.log
+    assert "noise: 4 clips of test" in pretrain.log
+    assert contents(tmp_path / "model")["model.safetensors"] != before
+
+
 def other_size(folder, trained):
     model = tiny.tiny_model(vocab_size=len(PhonemeInventory.load(trained / "tokens.txt")), dim=32)
     save_model(folder, model.state_dict(), model.config, PhonemeInventory.load(trained / "tokens.txt"))
@@ -133,6 +145,9 @@ def replaced(options, name, value):
         (["--train", "train=0"], "--train train=0: expected a positive weight"),
         (["--train", ""], "--train: expected at least one split"),
         (["--valid", "dve"], "dve.jsonl.gz: expected the product of an earlier stage"),
+        (["--noise", "nosie"], "nosie.jsonl.gz: expected the product of an earlier stage"),
+        (["--noise", "musan:"], "--noise musan:: expected split or corpus:split"),
+        (["--noise", "train", "--set", "train.noise.prob=2"], "train.noise.prob: expected a probability, found 2.0"),
         (["--valid", "dev=0.5"], "--valid: expected splits without weights"),
         (["--cmvn", "nowhere.json"], "nowhere.json: expected"),
         (["--units", "nowhere"], "nowhere/tokens.txt: expected"),
@@ -143,7 +158,7 @@ def replaced(options, name, value):
 def test_mistakes_in_the_options(pretrain, units, tmp_path, changes, message):
     options = tiny.pretrain_options(units, tmp_path)
     for name, value in zip(changes[::2], changes[1::2], strict=True):
-        options = [*options, name, value] if name == "--set" else replaced(options, name, value)
+        options = [*options, name, value] if name in ("--set", "--noise") else replaced(options, name, value)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "note.txt").write_text("an earlier product")
     code, errors = pretrain(*options, "--out", tmp_path / "model")

@@ -47,7 +47,7 @@ printf '%s\\n' "$stop_stage" "$name" "$verbose" "${#set[@]}" ${set[@]+"${set[@]}
 def repository(tmp_path):
     """The shell files of this repository, in a folder with spaces in its name, and the pretended Python in bin/."""
     root = tmp_path / "a folder  with spaces"
-    for name in ("run.sh", "path.sh", "requirements.txt", "egs/mini/run.sh"):
+    for name in ("run.sh", "path.sh", "requirements.txt", "egs/mini/run.sh", "egs/musan/run.sh"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "utils", root / "utils", ignore=shutil.ignore_patterns("__pycache__"))
@@ -155,6 +155,7 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert value_of(prepare, "--out") == "data/mini/manifests"
     assert value_of(pretrain, "--train") == "train_words train_phrases train_sent train_an4"
     assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == value_of(pretrain, "--train")
+    assert value_of(pretrain, "--noise") == "noise"
     assert value_of(pretrain, "--model-config") == "local/conf/model/mini.yaml"
     assert value_of(pretrain, "--out") == value_of(decode, "--model") == "exp/mini/base/3_pretrain"
     assert value_of(decode, "--lexicon") == "egs/mini/words.txt"
@@ -163,6 +164,14 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert done.stdout.splitlines()[-1] == "the table"
     assert "run stage 3 pretrain: CR-CTC" in done.stderr
     assert "run stage 12 score: done in " in done.stderr
+
+
+def test_a_corpus_of_noise_alone_ends_before_training(repository):
+    done = start(repository, repository / "egs" / "musan" / "run.sh", "--source", ".")
+    assert done.returncode == 0, done.stderr
+    assert [arguments[0] for arguments in calls(repository)] == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units")]
+    _, fbank, units = calls(repository)
+    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == ""
 
 
 def test_a_mixture_gives_the_data_stages_their_own_corpus_only(repository):

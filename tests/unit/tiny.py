@@ -9,6 +9,8 @@ import yaml
 from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from made_corpora import write_audio
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig
 from nim4.corpus.batch import Batch
@@ -51,8 +53,6 @@ def tiny_model(vocab_size=6, seed=0, **encoder):
 
 def tiny_tokenizer():
     """One token per byte, and the two turn markers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     plain = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
@@ -63,25 +63,24 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def tiny_llm(folder, seed=0, **shape):
+def tiny_llm(folder, seed=0, scale=20, **shape):
     """A random Qwen3-shaped language model with ChatML turns, in Hugging Face layout; returns the folder."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     sizes = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
     model = Qwen3ForCausalLM(Qwen3Config(**(sizes | heads | shape)))
     with torch.no_grad():  # far from uniform, so that tests see different tokens
-        model.model.embed_tokens.weight.mul_(20)
+        model.model.embed_tokens.weight.mul_(scale)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def tiny_speech_llm(folder, seed=0, **shape):
-    """A random speech LLM for `INVENTORY`, in evaluation mode; its language model is written to `folder`."""
+def tiny_speech_llm(llm_folder, seed=0):
+    """A random speech LLM for `INVENTORY` in evaluation mode: `tiny_model`, an adaptor, and the language model of a folder."""
     acoustic = tiny_model(seed=seed)
-    config = replace(acoustic.config, adaptor=AdaptorConfig(hidden_dim=24), llm=LlmConfig(name=str(tiny_llm(folder, **shape))))
+    config = replace(acoustic.config, adaptor=AdaptorConfig(hidden_dim=24), llm=LlmConfig(name=str(llm_folder)))
     torch.manual_seed(seed)
     return SpeechLlm(acoustic, load_llm(config.llm), config).eval()
 

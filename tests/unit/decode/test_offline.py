@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_speech_llm
+from tiny import tiny_llm, tiny_speech_llm
 
 from nim4.corpus.manifest import load_cuts
 from nim4.decode.offline import decode_cuts, transcripts
@@ -15,7 +15,7 @@ def recordings():
 
 
 def test_recordings_alone_are_those_in_a_batch(recordings, tmp_path):
-    model = tiny_speech_llm(tmp_path, tie_word_embeddings=False)
+    model = tiny_speech_llm(tiny_llm(tmp_path, tie_word_embeddings=False))
     hints = [[], ["ab"], [], ["c", "d"]]
     together = transcripts(model, recordings, hints=hints)
     assert together == [transcripts(model, [samples], hints=[own])[0] for samples, own in zip(recordings, hints, strict=True)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import INVENTORY, noise_batch, tiny_speech_llm
+from tiny import INVENTORY, noise_batch, tiny_llm, tiny_speech_llm
 from torch.testing import assert_close
 
 from nim4.config import RecipeError
@@ -16,7 +16,7 @@ TEXTS = ["你好 ab", "", "北京"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny_speech_llm(tmp_path_factory.mktemp("llm"))
+    return tiny_speech_llm(tiny_llm(tmp_path_factory.mktemp("llm")))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_loss_is_the_whole_models_cross_entropy(model, batch):
 
 
 def test_transcripts_alone_are_those_in_a_batch(batch, tmp_path):
-    model = tiny_speech_llm(tmp_path, tie_word_embeddings=False)  # one that does not only repeat its last token
+    model = tiny_speech_llm(tiny_llm(tmp_path, tie_word_embeddings=False))  # one that does not only repeat its last token
     hints = [["ab"], [], ["c", "d"]]
     together = model.transcribe(batch.x, batch.x_lens, hints=hints)
     assert together == [model.transcribe(batch.x[i : i + 1, : LENS[i]], batch.x_lens[i : i + 1], hints=hints[i : i + 1])[0] for i in range(3)]

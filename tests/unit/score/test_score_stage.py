@@ -149,12 +149,25 @@ def test_other_broken_folders_are_named(write_set, run_stage, make_ref, make_hyp
     write_set("ctc_greedy", "test", three, [row()], model=None)
     with pytest.raises(RecipeError, match=r"done\.json: expected an object with 'model' and 'commit'"):
         run_stage()
-    write_set("ctc_greedy", "test", [make_ref("u1", "")], [make_hyp("u1", "a")])
+    write_set("ctc_greedy", "test", [make_ref("u1", "", "你")], [make_hyp("u1", "a")])
     with pytest.raises(RecipeError, match="ctc_greedy/test: expected references with at least 1 unit for PER"):
         run_stage()
     (folder / "done.json").unlink()
     with pytest.raises(RecipeError, match=r"done\.json: expected the product of an earlier stage"):
         run_stage()
+
+
+def test_a_set_in_which_nothing_is_said_has_no_record_but_its_utterances(write_set, run_stage, make_ref, make_hyp, three, tmp_path, caplog):
+    noise = [make_ref("n1", ""), make_ref("n2", "", " ")]
+    write_set("ctc_greedy", "test_noise", noise, [make_hyp("n1", "a b"), make_hyp("n2", "")])
+    with pytest.raises(RecipeError, match="expected a test set in which something is said, found none"):
+        run_stage()
+    write_set("ctc_greedy", "test", three, [make_hyp("u1", "a")])
+    caplog.set_level(logging.INFO)
+    assert {record["test_set"] for record in run_stage()} == {"test"}
+    assert "ctc_greedy/test_noise: nothing is said there, so no PER; output for 1 of 2" in caplog.text
+    rows = read_utterances(tmp_path / "12_score" / "ctc_greedy" / "test_noise" / "utts-PER.jsonl")
+    assert [(row.id, row.hyp, row.errors) for row in rows] == [("n1", "a b", 2), ("n2", "", 0)]
 
 
 def test_a_broken_input_ends_with_exit_code_2_and_one_line(write_set, run_stage, make_hyp, three, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from nim4.config import AugmentConfig, ChunkConfig
 from nim4.model.conformer import Context
-from nim4.train.augment import add_noise, draw_context, freq_warp, mask, time_stretch, time_warp
+from nim4.train.augment import draw_context, freq_warp, mask, time_stretch, time_warp
 
 FILL = torch.linspace(-9, -7, 80)
 MANY = AugmentConfig()  # the paper's masks
@@ -173,32 +173,6 @@ def test_freq_warp_stretches_each_utterance_by_its_own_factor():
     torch.testing.assert_close(warped, (x * factors[:, None, None]).clamp(max=79), atol=1e-3, rtol=0)
     assert freq_warp(x, 0.0, seeded()) is x
     assert torch.equal(warped, freq_warp(x, 0.1, seeded()))
-
-
-# ------------------------------------------------------------------------------------------------------------------ noise
-
-
-def test_noise_has_the_ratio_asked_for():
-    x, lens = torch.zeros(200, 100, 80), torch.full((200,), 100)
-    x[:, ::2] = 5.0  # loud and silent frames
-    noise = add_noise(x, lens, 1.0, (10.0, 0.0), seeded()).exp() - x.exp()
-    ratio_db = 10 * torch.log10(x.exp().mean((1, 2)) / noise.mean((1, 2)))
-    assert float(ratio_db.mean()) == pytest.approx(10.0, abs=1.0)
-    assert ratio_db.std() < 1.0
-
-
-def test_noise_comes_to_its_share_of_the_utterances():
-    x, lens = features([100] * 400)
-    changed = (add_noise(x, lens, 0.3, (10.0, 5.0), seeded()) != x).any(2).any(1)
-    assert 0.22 < float(changed.float().mean()) < 0.38
-    assert add_noise(x, lens, 0.0, (10.0, 5.0), seeded()) is x
-    assert torch.equal(add_noise(x, lens, 0.3, (10.0, 5.0), seeded(1)), add_noise(x, lens, 0.3, (10.0, 5.0), seeded(1)))
-
-
-def test_the_level_of_noise_does_not_depend_on_padding():
-    x, lens = features([100, 60])
-    alone, in_batch = (add_noise(y, n, 1.0, (10.0, 0.0), seeded()).exp() for y, n in ((x[1:, :60], lens[1:]), (x.roll(1, 0), lens.roll(1))))
-    assert in_batch[0, :60].mean() == pytest.approx(float(alone[0].mean()), rel=0.1)
 
 
 # --------------------------------------------------------------------------------------------------------------- contexts

@@ -89,6 +89,29 @@ def test_plain_ctc_has_one_view_and_ordinary_masks(monkeypatch, cr_weight, views
         assert float(parts["loss"]) == pytest.approx(float(ctc_loss(log_probs, lens, batch.phones, batch.phone_lens)), rel=1e-6)
 
 
+@pytest.mark.parametrize("phones", [((),), ((2, 3), ())])
+@pytest.mark.parametrize("cr_weight", [0.0, 0.2])
+def test_an_utterance_in_which_nothing_is_said_trains(phones, cr_weight):
+    """Also a batch of nothing else. The loss is finite, and falls to blanks."""
+    batch = noise_batch([60, 90], phones=phones)
+    model = tiny_model().train()
+    config = TrainConfig(cr_weight=cr_weight, cr_warmup_steps=1, augment=AugmentConfig(**MASKS, time_stretch=0.2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for step in range(25):
+        loss = cr_ctc(FILL, config)(model, batch, draw(step, seed=step))["loss"]
+        assert torch.isfinite(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    log_probs, lens = model.eval()(batch.x, batch.x_lens)
+    silent = batch.phone_lens == 0
+    assert (log_probs.argmax(-1)[silent][:, : int(lens.min())] == 0).all()
+
+
 def test_padding_does_not_change_the_loss():
     config = TrainConfig(augment=AugmentConfig(num_time_masks=0, num_freq_masks=0, time_warp_frames=0), cr_warmup_steps=0)
     parts = []

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import INVENTORY, TRAIN, tiny_model, write_features
 
-from nim4.config import AugmentConfig, OptimConfig, RecipeError, TrainConfig
+from nim4.config import AugmentConfig, NoiseConfig, OptimConfig, RecipeError, TrainConfig
 from nim4.corpus.batch import Source, TrainBatches, phone_batches
+from nim4.corpus.noise import Noise
 from nim4.model.checkpoint import read_weights
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes
@@ -29,11 +30,11 @@ class Killed(Exception):
     pass
 
 
-def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None, after_step=lambda step: None, **settings):
+def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None, after_step=lambda step: None, noise=None, **settings):
     """A training run with dropout, both views and all augmentation; `kill_at` ends it inside that step's after_step."""
     config = TrainConfig(**(SETTINGS | settings))
     model = model or tiny_model(dropout=0.1)
-    batches = TrainBatches([Source(manifest)], phone_batches(INVENTORY), config)
+    batches = TrainBatches([Source(manifest)], phone_batches(INVENTORY, noise), config, noise=noise)
 
     def stop(step):
         after_step(step)
@@ -75,6 +76,23 @@ def test_a_killed_run_resumes_to_the_last_digit(manifest, tmp_path, uninterrupte
     weights, rows = uninterrupted
     assert same(trainer.model.state_dict(), weights)
     assert rows_of(tmp_path / "work") == rows
+
+
+@pytest.mark.parametrize(("kill_at", "num_workers"), [(4, 0), (5, 2)])
+def test_a_killed_run_with_noise_resumes_to_the_last_digit(manifest, tmp_path, uninterrupted, kill_at, num_workers):
+    clips = write_features(tmp_path / "features", "noise", [30, 200])
+    runs = []
+    for work, kill in ((tmp_path / "whole", None), (tmp_path / "killed", kill_at), (tmp_path / "killed", None)):
+        settings = {"kill_at": kill, "num_workers": num_workers if work.name == "killed" else 0, "max_steps": 7}
+        noise = Noise([Source(clips)], NoiseConfig(prob=0.5, empty_prob=0.2), 0)
+        if kill is None:
+            runs.append((train(manifest, work, noise=noise, **settings).model.state_dict(), rows_of(work)))
+        else:
+            with pytest.raises(Killed):
+                train(manifest, work, noise=noise, **settings)
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert rows_of(tmp_path / "whole", "train")[0] != uninterrupted[1][0]  # and noise does something
 
 
 def test_a_run_killed_again_and_again(manifest, tmp_path, uninterrupted):
@@ -132,6 +150,8 @@ def test_learning_rate():
     assert learning_rate(110, config) == learning_rate(500, config) == pytest.approx(0.1)
     assert learning_rate(35, config) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert learning_rate(0, OptimConfig(warmup_steps=0, learning_rate=1.0)) == 1.0
+    constant = OptimConfig(max_steps=110, warmup_steps=10, learning_rate=1.0, schedule="constant")
+    assert [learning_rate(step, constant) for step in (4, 10, 109)] == pytest.approx([0.5, 1.0, 1.0])
 
 
 def test_optimizer_leaves_biases_and_norms_undecayed():
@@ -141,6 +161,23 @@ def test_optimizer_leaves_biases_and_norms_undecayed():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     assert {id(p) for p in decayed["params"]} == {id(p) for name, p in model.head.named_parameters() if name.endswith("weight")}
     assert {id(p) for p in plain["params"]} == {id(p) for name, p in model.head.named_parameters() if name.endswith("bias")}
+
+
+def test_a_killed_run_with_muon_resumes_to_the_last_digit(manifest, tmp_path):
+    whole = train(manifest, tmp_path / "whole", optimizer="muon").model.state_dict()
+    with pytest.raises(Killed):
+        train(manifest, tmp_path / "work", optimizer="muon", kill_at=5)
+    assert same(train(manifest, tmp_path / "work", optimizer="muon").model.state_dict(), whole)
+
+
+def test_muon_steps_the_matrices_between_hidden_layers():
+    model = tiny_model()
+    optimizer = make_optimizer(model, OptimConfig(optimizer="muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = {names[id(p)] for group in optimizer.param_groups if group["muon"] for p in group["params"]}
+    assert {"encoder.blocks.0.ffn1.up.weight", "encoder.blocks.0.attention.query.weight", "head.layers.0.weight"} <= chosen
+    assert not any(name.startswith(("encoder.subsampling", "head.layers.6")) or "norm" in name or "depthwise" in name for name in chosen)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
 
 
 def test_frozen_parameters_stay_as_they_are(manifest, tmp_path):
@@ -316,8 +353,10 @@ def test_counts_of_nothing_are_refused(manifest, tmp_path, name):
         train(manifest, tmp_path / "work", **{name: 0})
 
 
-def test_precision(manifest, tmp_path):
+def test_precision_and_schedule(manifest, tmp_path):
     with pytest.raises(RecipeError, match=r"train\.precision: expected fp32 or bf16, found fp16"):
         train(manifest, tmp_path / "work", precision="fp16")
+    with pytest.raises(RecipeError, match=r"train\.schedule: expected cosine or constant, found linear"):
+        train(manifest, tmp_path / "work", schedule="linear")
     trainer = train(manifest, tmp_path / "bf16", precision="bf16", max_steps=2)
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -1,43 +1,17 @@
-"""Phrases for egs/mini: texts drawn from the grammar, and recordings joined from one speaker's words."""
+"""The audio of egs/mini's phrases: recordings of one speaker's words, trimmed and joined."""
 
 import io
 import os
 import random
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 SAMPLE_RATE_HZ = 16_000
 SILENCE_S = (0.05, 0.25)  # before the first and after the last word
 GAP_S = (0.00, 0.12)  # between words
-
-
-def read_grammar(path: Path) -> dict[str, list[str]]:
-    """The rules of a grammar file: name -> options. Lines starting with # are comments."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    return {name.strip(): [option.strip() for option in options.split("|")] for name, options in (line.split("=") for line in lines)}
-
-
-def draw_phrase(grammar: dict[str, list[str]], rng: random.Random, start: str = "phrase") -> str:
-    """One phrase of the grammar, options equally likely, as punctuated text."""
-    return re.sub(r"<(\w+)>", lambda name: draw_phrase(grammar, rng, name[1]), rng.choice(grammar[start]))
-
-
-def words_of(text: str) -> list[str]:
-    """The recorded words of a phrase: Latin words, and the two-character Chinese words of egs/mini."""
-    return re.findall(r"[a-z]+|[一-鿿]{2}", text)
-
-
-def join_words(words: list[str]) -> str:
-    """Words as written text: a space wherever a Latin word meets another word."""
-    text = ""
-    for word in words:
-        text += " " * bool(text and (text[-1].isascii() or word.isascii())) + word
-    return text
 
 
 def trim(samples: np.ndarray) -> np.ndarray:
@@ -84,6 +58,8 @@ def record(phrases: dict[Path, Phrase]) -> None:
 
 
 def _record_speaker(phrases: dict[Path, Phrase]) -> None:
+    import soundfile  # here, so that texts can be drawn where no audio can be read
+
     takes: dict[Path, tuple[np.ndarray, float]] = {}  # samples, and the level of the quietest 20 %
     for path, phrase in phrases.items():
         for take in phrase.takes:

@@ -1,0 +1,127 @@
+"""Keywords of utterances, and the batches of stage 8: prompts with and without hints, and what the reward looks for.
+
+What chance decides about an utterance follows from (seed, epoch, its id) alone, as in nim4/corpus/examples.py.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from nim4.config import KeywordConfig, RecipeError
+from nim4.corpus.batch import Batch, MonoCut, RewardBatch, collate
+from nim4.corpus.prompts import Prompt
+from nim4.corpus.text import split_tokens
+from nim4.corpus.units import PhonemeInventory
+from nim4.stage import read_jsonl
+
+
+def contains(units: Sequence[str], keyword: Sequence[str]) -> bool:
+    """Whether the units of a keyword stand in a row in those of a text: "art" is not in "start". False for an empty keyword."""
+    width = len(keyword)
+    return width > 0 and any(tuple(units[i : i + width]) == tuple(keyword) for i in range(len(units) - width + 1))
+
+
+class Keywords:
+    """A list of keywords that is asked which of them a text holds; the time does not grow with the list.
+
+    Attributes:
+        texts: as they were given, without those that have no units or the units of an earlier one.
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        self._by_units: dict[tuple[str, ...], str] = {}
+        for text in texts:
+            units = tuple(split_tokens(text))
+            if units:
+                self._by_units.setdefault(units, text)
+        self.texts = list(self._by_units.values())
+        self._widths = sorted({len(units) for units in self._by_units}, reverse=True)
+
+    def within(self, text: str) -> list[str]:
+        """Those that stand in `text`, in order and without overlap: from the left, the longest that begins at a place."""
+        units, found, start = split_tokens(text), [], 0
+        while start < len(units):
+            spans = (tuple(units[start : start + width]) for width in self._widths if start + width <= len(units))
+            span = next((span for span in spans if span in self._by_units), None)
+            if span is not None:
+                found.append(self._by_units[span])
+            start += len(span) if span is not None else 1
+        return list(dict.fromkeys(found))
+
+
+def load_entities(path: Path) -> Keywords:
+    """The named entities that stage 7 found in the training transcripts: one JSON object per line, with `text`.
+
+    Raises RecipeError, with the line, when it is not so.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not split_tokens(row["text"]):
+            fix = "run stage 7 again, or correct the line"
+            raise RecipeError(f"{path}, line {number}", expected='an object with a "text" that is not empty', found=str(row)[:80], fix=fix)
+    return Keywords(row["text"] for row in rows)
+
+
+def load_important(path: Path) -> Keywords:
+    """A list of keywords, one per line; empty lines are skipped. Raises RecipeError when it cannot be read, or a line has only punctuation."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(path, expected="a readable UTF-8 file", found=error, fix="correct --important") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not split_tokens(line):
+            raise RecipeError(f"{path}, line {number}", expected="a keyword", found=repr(line), fix="remove the line")
+    return Keywords(line.strip() for line in lines)
+
+
+class RewardExamples:
+    """Makes the batches of stage 8.
+
+    Args:
+        inventory: of the phonemes, which the manifests bring.
+        prompt: of the language model's tokenizer.
+        config: how hints are drawn.
+        seed: of the draws.
+        entities: an utterance's keywords are those of them that stand in its transcript; None = no hints.
+        important: keywords that the reward looks for wherever they were said, in the prompt or not (paper, section 3.5).
+    """
+
+    def __init__(
+        self,
+        inventory: PhonemeInventory,
+        prompt: Prompt,
+        config: KeywordConfig,
+        seed: int,
+        entities: Keywords | None = None,
+        important: Keywords | None = None,
+    ):
+        self._inventory, self._prompt, self._config, self._seed = inventory, prompt, config, seed
+        self._entities, self._important = entities or Keywords(()), important or Keywords(())
+
+    def __call__(self, cuts: Sequence[MonoCut], epoch: int) -> RewardBatch:
+        """The batch of `cuts` in an epoch; in epoch -1, that of validation, there are no hints."""
+        batch = collate(cuts, self._inventory)
+        texts = [cut.supervisions[0].text or "" for cut in cuts]
+        hints: list[list[str]] = [[] for _ in cuts]
+        if epoch >= 0:
+            hints = [self._hints(text, random.Random(f"{self._seed} {epoch} {cut.id}")) for text, cut in zip(texts, cuts, strict=True)]
+        return RewardBatch(
+            **{field.name: getattr(batch, field.name) for field in fields(Batch)},
+            suffixes=[self._prompt.suffix(shown) for shown in hints],
+            answers=[self._prompt.answer(text) for text in texts],
+            texts=texts,
+            hints=hints,
+            keywords=[list(dict.fromkeys([*shown, *self._important.within(text)])) for shown, text in zip(hints, texts, strict=True)],
+        )
+
+    def _hints(self, text: str, rng: random.Random) -> list[str]:
+        """Some of the keywords of `text`, and at times one that is not in it, in random order."""
+        found = self._entities.within(text)
+        kept = rng.sample(found, min(len(found), self._config.max_keywords))
+        hints = [keyword for keyword in kept if rng.random() < self._config.hint_prob]
+        if self._entities.texts and rng.random() < self._config.distractor_prob:
+            other, units = rng.choice(self._entities.texts), split_tokens(text)
+            hints += [other] if not contains(units, split_tokens(other)) else []
+        rng.shuffle(hints)
+        return hints

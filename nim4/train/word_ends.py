@@ -1,0 +1,137 @@
+"""Where the words of the training texts end, in the text and in time: what cutting an utterance short needs (nim4/corpus/examples.py).
+
+The phonemes of the manifest are aligned to the audio with a model's own phoneme head, and counted off word by word. An utterance whose
+words cannot all be found in its text is never cut, rather than wrongly: a number is read as words that are not written.
+Source: ours; the paper decodes unfinished speech (section 3.6) and does not say how that is trained.
+"""
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from nim4.corpus.batch import Batch, MonoCut, eval_batches, phone_batches, phones_of
+from nim4.corpus.examples import WordEnds
+from nim4.corpus.g2p import Lexicon
+from nim4.corpus.progress import Progress
+from nim4.corpus.text import fold, is_han
+from nim4.corpus.units import PhonemeInventory
+from nim4.model.ctc import PhonemeModel, forced_align
+from nim4.stage import read_jsonl, write_jsonl
+from nim4.train.distributed import Processes
+
+log = logging.getLogger("nim4")
+BATCH_S = 300.0  # padded audio aligned at once
+PHONES_PER_HAN = 2  # of a Mandarin syllable
+
+# where a word ends in the text, and the number of phonemes up to its end
+Placed = list[tuple[int, int]]
+
+
+def place_words(text: str, words: Sequence[tuple[str, Sequence[str]]]) -> Placed | None:
+    """Finds the words of `text` in it.
+
+    Args:
+        words: see Lexicon.words. Chinese phrases with two phonemes for each character are placed character by character.
+    Returns:
+        for each word (end in `text`, phonemes up to there), both rising; None when a word is not written as it is read, or when
+        something written is not read.
+    """
+    folded, origin = "", []  # `text` as words are written, and the place in `text` of each of its characters
+    for place, char in enumerate(text):
+        plain = unicodedata.normalize("NFKC", fold(char).lower())
+        folded += plain
+        origin += [place] * len(plain)
+    ends: Placed = []
+    cursor = num_phones = 0
+    for word, phones in words:
+        start = folded.find(word, cursor)
+        if not word or not phones or start < 0 or _is_spoken(folded[cursor:start]):
+            return None
+        cursor = start + len(word)
+        if len(word) > 1 and all(map(is_han, word)) and len(phones) == PHONES_PER_HAN * len(word):
+            ends += [(origin[start + i] + 1, num_phones + PHONES_PER_HAN * (i + 1)) for i in range(len(word))]
+        else:
+            ends.append((origin[cursor - 1] + 1, num_phones + len(phones)))
+        num_phones += len(phones)
+    return None if _is_spoken(folded[cursor:]) else ends
+
+
+def _is_spoken(gap: str) -> bool:
+    """Whether there is a letter or a digit in what was passed over."""
+    return re.search(r"[^\W_]", gap) is not None
+
+
+def find_word_ends(
+    cuts: Iterable[MonoCut], lexicon: Lexicon, model: PhonemeModel, inventory: PhonemeInventory, device: torch.device
+) -> list[dict[str, object]]:
+    """Aligns utterances; `model` is on `device`, and left in evaluation mode.
+
+    Returns:
+        for each utterance `id` and `ends`, see WordEnds; or `reason`, why it must not be cut.
+    """
+    rows: list[dict[str, object]] = []
+    placed: dict[str, Placed] = {}
+    to_align: list[MonoCut] = []
+    for cut in cuts:
+        text, phones = cut.supervisions[0].text or "", phones_of(cut).split()
+        words = lexicon.words(text)
+        ends = place_words(text, words)
+        if [phone for _, read in words for phone in read] != phones:
+            rows.append({"id": cut.id, "reason": "its phonemes are not those of its text"})
+        elif ends is None:
+            rows.append({"id": cut.id, "reason": "a word that is not written as it is read"})
+        else:
+            placed[cut.id] = ends
+            to_align.append(cut)
+    model.eval()
+    progress = Progress("aligning", len(to_align), "utterances")
+    for batch in eval_batches(to_align, phone_batches(inventory), BATCH_S):
+        for name, last_frames in zip(batch.ids, _last_frames(batch, model, device), strict=True):
+            if last_frames is None:
+                rows.append({"id": name, "reason": "too short for its phonemes"})
+            else:
+                rows.append({"id": name, "ends": [[end, last_frames[num_phones - 1]] for end, num_phones in placed[name]]})
+        progress.add(len(batch.ids))
+    return rows
+
+
+@torch.inference_mode()
+def _last_frames(batch: Batch, model: PhonemeModel, device: torch.device) -> list[list[int] | None]:
+    """The last encoder frame of each phoneme of each utterance; None where CTC does not fit."""
+    log_probs, lens = model(batch.x.to(device), batch.x_lens.to(device))
+    found: list[list[int] | None] = []
+    for row, num_frames, phones, num_phones in zip(log_probs.cpu(), lens.tolist(), batch.phones, batch.phone_lens.tolist(), strict=True):
+        try:
+            found.append(forced_align(row[:num_frames].numpy(), phones[:num_phones].tolist())[:, 1].tolist())
+        except ValueError:
+            found.append(None)
+    return found
+
+
+def word_ends(cuts: Sequence[MonoCut], language: str, model: PhonemeModel, inventory: PhonemeInventory, work: Path, peers: Processes) -> WordEnds:
+    """Word ends of the training utterances, from `work`/word_ends.jsonl if an earlier run of the same stage left it there.
+
+    Args:
+        cuts: all of them, on every process; each process aligns its share. An id that two utterances have is never cut.
+        language: how stage 2 read the texts.
+    """
+    path = work / "word_ends.jsonl"
+    if not peers.from_main(path.is_file()):
+        times = Counter(cut.id for cut in cuts)
+        own = [cut for cut in cuts if times[cut.id] == 1][peers.rank :: peers.world_size]
+        shares = peers.gather(find_word_ends(own, Lexicon(language), model, inventory, peers.device))
+        if peers.is_main:
+            rows = [row for share in shares for row in share]
+            rows += [{"id": name, "reason": "an id that two utterances have"} for name, count in times.items() if count > 1]
+            write_jsonl(path, sorted(rows, key=lambda row: str(row["id"])))
+        peers.barrier()
+    rows = read_jsonl(path)
+    reasons = Counter(row["reason"] for row in rows if "reason" in row)
+    told = "".join(f"; {count} never: {reason}" for reason, count in reasons.most_common())
+    log.info("word ends: %d of %d utterances may be cut short%s", len(rows) - sum(reasons.values()), len(rows), told)
+    return {row["id"]: [(end, frame) for end, frame in row["ends"]] for row in rows if "ends" in row}
