@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 from local.training_options import training_parser
 from nim4 import stage
 from nim4.config import ContextSftConfig, EntityConfig, RecipeError
-from nim4.corpus.entities import Entity, candidates, choose_by_rule, collect_phrases, load_entities, read_word_list, save_entities, with_phones
+from nim4.corpus.entities import Entity, candidates, choose_by_rule, collect_phrases, read_entities, read_word_list, save_entities, with_phones
 from nim4.corpus.entity_filter import Endpoint, choose_by_model
 from nim4.corpus.examples import Examples, WordEnds
 from nim4.corpus.g2p import LANGUAGES, Lexicon
@@ -59,7 +59,7 @@ def find_entities(args: argparse.Namespace, config: EntityConfig, listed: list[s
         save_entities(with_phones(chosen, listed, Lexicon(args.language)), path)
     while not path.is_file():  # no barrier: asking a server may outlast its time limit
         time.sleep(1.0)
-    entities = load_entities(path)
+    entities = read_entities(path)
     if not entities:
         raise RecipeError(path, expected="at least one entity", found="none", fix="give --entities, or lower entities.min_count")
     first = ", ".join(f"{entity.text} {entity.count}" for entity in entities[:10])

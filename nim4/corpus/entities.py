@@ -20,12 +20,13 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nim4.config import EntityConfig, RecipeError
 from nim4.corpus.g2p import Lexicon, split_phrases
+from nim4.corpus.keywords import Keywords
 from nim4.corpus.text import HAN, fold, split_tokens
 from nim4.corpus.units import UNKNOWN
 from nim4.stage import read_jsonl, write_jsonl
@@ -65,44 +66,6 @@ class Entity:
     phones: tuple[str, ...]
 
 
-class KeywordFinder:
-    """Finds the phrases of a list in texts, as whole words; the time does not grow with the list.
-
-    Args:
-        phrases: of two with the same units (nim4/corpus/text.py), the first counts; one without units is passed over.
-    Attributes:
-        phrases: those that count.
-    """
-
-    def __init__(self, phrases: Iterable[str]):
-        self._by_units: dict[tuple[str, ...], str] = {}
-        lengths: dict[str, set[int]] = {}
-        for phrase in phrases:
-            units = tuple(split_tokens(phrase))
-            if units and units not in self._by_units:
-                self._by_units[units] = phrase
-                lengths.setdefault(units[0], set()).add(len(units))
-        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-        self.phrases = list(self._by_units.values())
-
-    def spans(self, units: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-        """(first unit, behind the last unit, phrase) from the left, without overlap: at each place the longest that begins there."""
-        start = 0
-        while start < len(units):
-            for length in self._lengths.get(units[start], ()):
-                phrase = self._by_units.get(tuple(units[start : start + length]))
-                if phrase is not None and start + length <= len(units):
-                    yield start, start + length, phrase
-                    start += length
-                    break
-            else:
-                start += 1
-
-    def within(self, text: str) -> list[str]:
-        """The phrases that `text` holds, each once, in its order."""
-        return list(dict.fromkeys(phrase for _, _, phrase in self.spans(split_tokens(text))))
-
-
 @dataclass(frozen=True)
 class Phrases:
     """Phrases of the transcripts and how often they occur: those of the word list, capitalised ones, and all others."""
@@ -114,7 +77,7 @@ class Phrases:
 
 def collect_phrases(texts: Iterable[str], listed: Sequence[str] = ()) -> Phrases:
     """All phrases of `texts`, by the rules above; `listed` are the entries of a word list. Spellings that differ in case are one phrase."""
-    finder, found = KeywordFinder(listed), Phrases()
+    finder, found = Keywords(listed), Phrases()
     for text in texts:
         matches = list(_PIECES.finditer(fold(text)))
         kinds, pieces = [match.lastgroup for match in matches], [match[0] for match in matches]
@@ -201,7 +164,7 @@ def _at_least(counts: Counter[str], min_count: int) -> Counter[str]:
 
 def with_phones(counts: Counter[str], listed: Sequence[str], lexicon: Lexicon) -> list[Entity]:
     """The entities, from the most to the least frequent, with those of the word list that nobody says. What cannot be read is left out."""
-    total = {phrase: counts.get(phrase, 0) for phrase in KeywordFinder([*listed, *sorted(counts)]).phrases}
+    total = {phrase: counts.get(phrase, 0) for phrase in Keywords([*listed, *sorted(counts)]).texts}
     entities = [Entity(text, count, tuple(lexicon.phones(text))) for text, count in total.items()]
     readable = [entity for entity in entities if entity.phones and UNKNOWN not in entity.phones]
     if len(readable) < len(entities):
@@ -233,7 +196,7 @@ def save_entities(entities: Sequence[Entity], path: Path) -> None:
     write_jsonl(path, [{"text": entity.text, "count": entity.count, "phones": " ".join(entity.phones)} for entity in entities])
 
 
-def load_entities(path: Path) -> list[Entity]:
+def read_entities(path: Path) -> list[Entity]:
     """What save_entities wrote. Raises RecipeError when it is missing or broken."""
     rows = read_jsonl(path)
     try:

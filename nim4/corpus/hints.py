@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nim4.config import HintConfig, RecipeError
-from nim4.corpus.entities import Entity, KeywordFinder
+from nim4.corpus.entities import Entity
+from nim4.corpus.keywords import Keywords
 from nim4.corpus.text import split_tokens
 
 MAX_PHONES = 40  # longer entities have no sound-alikes: the masks would be many, and so long a name is not mistaken for another
@@ -102,7 +103,7 @@ class Hints:
         self._texts = [entity.text for entity in entities]
         self._written = ["".join(split_tokens(text)) for text in self._texts]
         self._number = {text: number for number, text in enumerate(self._texts)}
-        self._finder = KeywordFinder(self._texts)
+        self._keywords = Keywords(self._texts)
         self._alike = SoundAlikes([entity.phones for entity in entities], config.max_phone_changes)
 
     def __call__(self, text: str, rng: random.Random) -> list[str]:
@@ -111,12 +112,12 @@ class Hints:
         written = "".join(split_tokens(text))
         hints: list[str] = []
         if kind < config.keywords_prob:
-            for keyword in self._finder.within(text):
+            for keyword in self._keywords.within(text):
                 hints.append(keyword)
                 if rng.random() < config.distractor_prob:
                     hints += self._distractor(keyword, written, rng)
         elif kind < config.keywords_prob + config.only_distractors_prob:
-            for keyword in self._finder.within(text):
+            for keyword in self._keywords.within(text):
                 hints += self._distractor(keyword, written, rng)
         elif kind < config.keywords_prob + config.only_distractors_prob + config.unrelated_prob:
             wanted = min(rng.randint(1, config.max_unrelated), len(self._texts))

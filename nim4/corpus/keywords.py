@@ -4,7 +4,7 @@ What chance decides about an utterance follows from (seed, epoch, its id) alone,
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def contains(units: Sequence[str], keyword: Sequence[str]) -> bool:
 
 
 class Keywords:
-    """A list of keywords that is asked which of them a text holds; the time does not grow with the list.
+    """A list of keywords that is asked which of them a text holds, as whole words; the time does not grow with the list.
 
     Attributes:
         texts: as they were given, without those that have no units or the units of an earlier one.
@@ -31,23 +31,28 @@ class Keywords:
 
     def __init__(self, texts: Iterable[str]):
         self._by_units: dict[tuple[str, ...], str] = {}
+        widths: dict[str, set[int]] = {}
         for text in texts:
             units = tuple(split_tokens(text))
-            if units:
-                self._by_units.setdefault(units, text)
+            if units and units not in self._by_units:
+                self._by_units[units] = text
+                widths.setdefault(units[0], set()).add(len(units))
+        self._widths = {first: sorted(found, reverse=True) for first, found in widths.items()}
         self.texts = list(self._by_units.values())
-        self._widths = sorted({len(units) for units in self._by_units}, reverse=True)
+
+    def spans(self, units: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+        """(first unit, behind the last unit, keyword) from the left, without overlap: at each place the longest that begins there."""
+        start = 0
+        while start < len(units):
+            ends = (start + width for width in self._widths.get(units[start], ()) if start + width <= len(units))
+            end = next((end for end in ends if tuple(units[start:end]) in self._by_units), None)
+            if end is not None:
+                yield start, end, self._by_units[tuple(units[start:end])]
+            start = start + 1 if end is None else end
 
     def within(self, text: str) -> list[str]:
-        """Those that stand in `text`, in order and without overlap: from the left, the longest that begins at a place."""
-        units, found, start = split_tokens(text), [], 0
-        while start < len(units):
-            spans = (tuple(units[start : start + width]) for width in self._widths if start + width <= len(units))
-            span = next((span for span in spans if span in self._by_units), None)
-            if span is not None:
-                found.append(self._by_units[span])
-            start += len(span) if span is not None else 1
-        return list(dict.fromkeys(found))
+        """Those that stand in `text`, in order and without overlap, each once."""
+        return list(dict.fromkeys(keyword for _, _, keyword in self.spans(split_tokens(text))))
 
 
 def load_entities(path: Path) -> Keywords:

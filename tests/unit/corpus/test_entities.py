@@ -5,11 +5,10 @@ import pytest
 from nim4.config import EntityConfig, RecipeError
 from nim4.corpus.entities import (
     Entity,
-    KeywordFinder,
     candidates,
     choose_by_rule,
     collect_phrases,
-    load_entities,
+    read_entities,
     read_word_list,
     save_entities,
     with_phones,
@@ -61,13 +60,6 @@ def test_the_word_list_comes_first_and_the_longest_entry_wins():
     assert others == {"汽车": 1}
 
 
-def test_finder_finds_whole_words_only():
-    finder = KeywordFinder(["art", "Apple Pay", "苹果", "apple pay", "。"])
-    assert finder.phrases == ["art", "Apple Pay", "苹果"]
-    assert finder.within("start APPLE  pay，苹。果 art art") == ["Apple Pay", "苹果", "art"]
-    assert finder.within("") == []
-
-
 def test_everyday_phrases_go_and_rare_ones_too():
     texts = ["公司"] * 9 + ["丽江"] * 3 + ["搜狐"] * 2 + ["周杰伦"]
     found = collect_phrases(texts)
@@ -92,10 +84,10 @@ def test_entities_with_phones_are_kept_and_read_back(tmp_path):
         Entity("背景", 0, ("b", "ei4", "j", "ing3")),  # nobody says it; 한국 cannot be read
     ]
     save_entities(entities, tmp_path / "entities.jsonl")
-    assert load_entities(tmp_path / "entities.jsonl") == entities
+    assert read_entities(tmp_path / "entities.jsonl") == entities
     (tmp_path / "entities.jsonl").write_text('{"text": "北京"}\n', encoding="utf-8")
     with pytest.raises(RecipeError, match="objects with text, count and phones"):
-        load_entities(tmp_path / "entities.jsonl")
+        read_entities(tmp_path / "entities.jsonl")
 
 
 def test_word_lists(tmp_path):
