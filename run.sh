@@ -175,11 +175,13 @@ if stage 9 phoneme_head "the phoneme head follows the encoder"; then
 fi
 
 if stage 11 decode "$decode on $test"; then
-  model=$init
-  if [ -n "$first_trained" ] || [ -z "$init" ]; then # the last that has been trained
+  model=$exp/9_phoneme_head
+  if [ -z "$first_trained" ] && [ -n "$init" ]; then
+    model=$init
+  else # the last that has been trained
     for folder in "${trained[@]}"; do [ ! -f "$exp/$folder/done.json" ] || model=$exp/$folder; done
   fi
-  python local/11_decode.py --model "${model:-$exp/9_phoneme_head}" --units "$data/units" --test "$test" --configs "$decode" \
+  python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
     --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" --out "$exp/11_decode" --device "$device"
 fi
 
