@@ -84,6 +84,9 @@ settings_of() { # settings_of FOLDER: the stage's part of --set, into own_set
     [ "$(owner_of "$setting")" != "$1" ] || own_set+=("--set=${setting#"${1#*_}".}")
   done
 }
+if_there() { # if_there OPTION FILE: both, into `made`, when the stage before has left the file; else nothing
+  if [ -f "$2" ]; then made=("$1" "$2"); else made=(); fi
+}
 owner_of() { # owner_of KEY=VALUE: the folder of the stage whose name the key begins with; without a name stage 3's
   for folder in "${trained[@]}"; do
     if [[ $1 == "${folder#*_}".* ]]; then echo "$folder" && return; fi
@@ -130,40 +133,55 @@ fi
 
 if stage 4 align "the adaptor learns to speak to the language model"; then
   settings_of 4_align
-  $launch local/04_align.py "${training[@]}" --noise "$noise" --init "$(start_of 4_align 3_pretrain)" --out "$exp/4_align" --model-config "$model_config" "${own_set[@]}"
+  start=$(start_of 4_align 3_pretrain)
+  $launch local/04_align.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/4_align" \
+    --model-config "$model_config" "${own_set[@]}"
 fi
 
 if stage 5 ia_sft "adaptor and LLM, on the encoders that CKA hands on"; then
   settings_of 5_ia_sft
-  $launch local/05_ia_sft.py "${training[@]}" --noise "$noise" --init "$(start_of 5_ia_sft 4_align)" --out "$exp/5_ia_sft" --snapshots "${snapshots:-$exp/3_pretrain}" "${own_set[@]}"
+  start=$(start_of 5_ia_sft 4_align)
+  $launch local/05_ia_sft.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/5_ia_sft" \
+    --snapshots "${snapshots:-$exp/3_pretrain}" "${own_set[@]}"
 fi
 
 if stage 6 joint_sft "everything trains together, on unfinished speech too"; then
   settings_of 6_joint_sft
-  $launch local/06_joint_sft.py "${training[@]}" --noise "$noise" --init "$(start_of 6_joint_sft 5_ia_sft)" --out "$exp/6_joint_sft" --language "$language" "${own_set[@]}"
+  start=$(start_of 6_joint_sft 5_ia_sft)
+  $launch local/06_joint_sft.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/6_joint_sft" \
+    --language "$language" "${own_set[@]}"
 fi
 
 if stage 7 context_sft "names as hints, right ones and wrong ones"; then
   settings_of 7_context_sft
-  $launch local/07_context_sft.py "${training[@]}" --noise "$noise" --init "$(start_of 7_context_sft 6_joint_sft)" --out "$exp/7_context_sft" --language "$language" ${entities:+--entities "$entities"} "${own_set[@]}"
+  start=$(start_of 7_context_sft 6_joint_sft)
+  if_there --word-ends "$start/word_ends.jsonl"
+  $launch local/07_context_sft.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/7_context_sft" \
+    --language "$language" ${entities:+--entities "$entities"} "${made[@]}" "${own_set[@]}"
 fi
 
 if stage 8 grpo "reinforcement learning on its own transcripts"; then
   settings_of 8_grpo
-  $launch local/08_grpo.py "${training[@]}" --init "$(start_of 8_grpo 7_context_sft)" --out "$exp/8_grpo" "${own_set[@]}"
+  start=$(start_of 8_grpo 7_context_sft)
+  if_there --entities "$start/entities.jsonl"
+  $launch local/08_grpo.py "${training[@]}" --init "$start" --out "$exp/8_grpo" \
+    "${made[@]}" "${own_set[@]}"
 fi
 
 if stage 9 phoneme_head "the phoneme head follows the encoder"; then
   settings_of 9_phoneme_head
-  $launch local/09_phoneme_head.py "${training[@]}" --noise "$noise" --init "$(start_of 9_phoneme_head 8_grpo)" --out "$exp/9_phoneme_head" "${own_set[@]}"
+  start=$(start_of 9_phoneme_head 8_grpo)
+  $launch local/09_phoneme_head.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/9_phoneme_head" "${own_set[@]}"
 fi
 
 if stage 11 decode "$decode on $test"; then
-  model=$init
-  if [ -n "$first_trained" ] || [ -z "$init" ]; then # the last that has been trained
+  model=$exp/9_phoneme_head
+  if [ -z "$first_trained" ] && [ -n "$init" ]; then
+    model=$init
+  else # the last that has been trained
     for folder in "${trained[@]}"; do [ ! -f "$exp/$folder/done.json" ] || model=$exp/$folder; done
   fi
-  python local/11_decode.py --model "${model:-$exp/9_phoneme_head}" --units "$data/units" --test "$test" --configs "$decode" \
+  python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
     --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" --out "$exp/11_decode" --device "$device"
 fi
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import torch
 
-from local.training_options import training_parser
+from local.training_options import noiseless_parser
 from nim4 import stage
 from nim4.config import GrpoConfig
 from nim4.corpus.keywords import RewardExamples, load_entities, load_important
@@ -43,7 +43,7 @@ def train(run: TrainingRun, policy: Policy, config: GrpoConfig, examples: Reward
 
 
 def main() -> None:
-    parser = training_parser(__doc__, noise=False)
+    parser = noiseless_parser(__doc__)
     parser.add_argument("--entities", type=Path, help="entities.jsonl of stage 7's folder; without it there are no hints")
     parser.add_argument("--important", type=Path, help="keywords that are always rewarded where they were said, one per line")
     args = parser.parse_args()

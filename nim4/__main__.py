@@ -35,7 +35,7 @@ def add_entropy(commands: Any) -> None:
         "--reference", type=Path, required=True, help="model folder whose phoneme head aligns the split; the same for numbers to compare"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="probe settings, see EntropyConfig in nim4/config.py; repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="probe settings, see EntropyConfig in nim4/config/settings.py; repeatable"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for entropy.jsonl and entropy.png")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

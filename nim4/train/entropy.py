@@ -12,7 +12,8 @@ fixed reference model (forced alignment, full context), so that checkpoints diff
   encoder frame on top, in nats. Units are Chinese characters and English words. Given the phones: frequencies of the units that have
   this sequence of phones, the best that a probe of the sequence could do; a probe fitted step by step would leave something untold,
   which the frames would then tell, and it would pass for more than phones. CSAI cannot be more than the first CE: where no units of
-  the list sound alike, both are about 0 for every encoder.
+  the list sound alike, both are about 0 for every encoder. A few dozen utterances are too few for it: on 38, where the step of a probe
+  is chosen on 3, we saw -0.06 +- 0.03 nats.
 """
 
 import logging

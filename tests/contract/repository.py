@@ -83,13 +83,18 @@ def calls_in(tree: ast.Module, name: str) -> list[ast.Call]:
 
 def options_of_python(path: Path) -> dict[str, ast.Call]:
     """The `--options` that a program declares with add_argument, also by way of local/training_options.py, and the call that declares each."""
-    shared = Path("local/training_options.py")
-    uses_shared = path != shared and "from local.training_options import" in (ROOT / path).read_text(encoding="utf-8")
-    options = options_of_python(shared) if uses_shared else {}
-    for call in calls_in(tree_of(path), "add_argument"):
-        for argument in call.args:
-            if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
-                options[argument.value] = call
+    shared = {node.name: node for node in ast.walk(tree_of(Path("local/training_options.py"))) if isinstance(node, ast.FunctionDef)}
+    options = {}
+    pending, seen = [tree_of(path)], set()
+    while pending:
+        tree = pending.pop()
+        for call in calls_in(tree, "add_argument"):
+            for argument in call.args:
+                if isinstance(argument, ast.Constant) and str(argument.value).startswith("--"):
+                    options[argument.value] = call
+        used = {name for name in shared if calls_in(tree, name)} - seen
+        pending += [shared[name] for name in used]
+        seen |= used
     return options
 
 

@@ -149,18 +149,24 @@ def test_plain_run_is_mini_from_anywhere(repository):
     done = start(repository, repository / "run.sh", cwd="/")
     assert done.returncode == 0, done.stderr
     programs = [arguments[0] for arguments in calls(repository)]
-    assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", "03_pretrain", "11_decode", "12_score")]
-    prepare, fbank, units, pretrain, decode, score = calls(repository)
+    trained = ("03_pretrain", "04_align", "05_ia_sft", "06_joint_sft", "07_context_sft", "08_grpo", "09_phoneme_head")
+    assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", *trained, "11_decode", "12_score")]
+    prepare, fbank, units, pretrain, *tuned, decode, score = calls(repository)
+    folders = [f"exp/mini/base/{int(name[:2])}{name[2:]}" for name in trained]
+    assert [value_of(call, "--out") for call in (pretrain, *tuned)] == folders
+    assert [value_of(call, "--init") for call in tuned] == folders[:-1]
+    assert value_of(tuned[1], "--snapshots") == folders[0]
+    assert value_of(decode, "--model") == folders[-1]
     assert value_of(prepare, "--source") == "egs/mini/audio"
     assert value_of(prepare, "--out") == "data/mini/manifests"
-    assert value_of(pretrain, "--train") == "train_words train_phrases train_sent train_an4"
-    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == value_of(pretrain, "--train")
+    assert value_of(pretrain, "--train").startswith("train_words=")
+    assert value_of(fbank, "--cmvn-splits") == value_of(units, "--train-splits") == "train_words train_phrases train_sent train_an4"
     assert value_of(pretrain, "--noise") == "noise"
     assert value_of(pretrain, "--model-config") == "local/conf/model/mini.yaml"
-    assert value_of(pretrain, "--out") == value_of(decode, "--model") == "exp/mini/base/3_pretrain"
     assert value_of(decode, "--lexicon") == "egs/mini/words.txt"
     assert value_of(score, "--metric") == "mer"
-    assert not {"--init", "--set", "--limit", "--jobs", "--executor"} & {word for arguments in calls(repository) for word in arguments}
+    assert not {"--set", "--limit", "--jobs", "--executor", "--word-ends"} & {word for arguments in calls(repository) for word in arguments}
+    assert "--init" not in pretrain
     assert done.stdout.splitlines()[-1] == "the table"
     assert "run stage 3 pretrain: CR-CTC" in done.stderr
     assert "run stage 12 score: done in " in done.stderr
@@ -189,6 +195,7 @@ def test_options_of_the_user_win_and_reach_their_stage(repository):
         "--set",
         "train.cr_weight=0",
         "--set=a.b=x y",
+        "--set=align.train.max_steps=3",
         "--limit",
         "5",
         "--jobs=2",
@@ -197,9 +204,11 @@ def test_options_of_the_user_win_and_reach_their_stage(repository):
         "--launch",
         "python -m torchrun",
     ]
-    done = start(repository, repository / "egs" / "mini" / "run.sh", *options, "--stop-stage", "3", cwd=repository.parent)
+    done = start(repository, repository / "egs" / "mini" / "run.sh", *options, "--stop-stage", "4", cwd=repository.parent)
     assert done.returncode == 0, done.stderr
-    prepare, fbank, _, pretrain = calls(repository)
+    prepare, fbank, _, pretrain, align = calls(repository)
+    assert align[-1] == "--set=train.max_steps=3"
+    assert align[:3] == ["-m", "torchrun", "local/04_align.py"]
     assert value_of(prepare, "--limit") == "5"
     assert value_of(fbank, "--jobs") == "2"
     assert pretrain[:3] == ["-m", "torchrun", "local/03_pretrain.py"]
@@ -223,25 +232,40 @@ def test_paths_are_seen_from_where_the_user_stands(repository):
     assert value_of(decode, "--units") == str(repository.parent / "mine" / "mini" / "units")
 
 
-def test_init_is_for_training_when_training_runs(repository):
-    start(repository, repository / "run.sh", "--stage", "3", "--init", "exp/mini/other/3_pretrain")
-    pretrain, decode, _ = calls(repository)
-    assert value_of(pretrain, "--init") == "exp/mini/other/3_pretrain"
-    assert value_of(decode, "--model") == "exp/mini/base/3_pretrain"
+def test_init_is_for_the_first_training_stage(repository):
+    start(repository, repository / "run.sh", "--stage", "6", "--init", "exp/mini/base/4_align", "--tag", "no_ia_sft")
+    joint, context, grpo, head, decode, _ = calls(repository)
+    assert value_of(joint, "--init") == "exp/mini/base/4_align"
+    before = ["6_joint_sft", "7_context_sft", "8_grpo"]
+    assert [value_of(call, "--init") for call in (context, grpo, head)] == [f"exp/mini/no_ia_sft/{name}" for name in before]
+    assert value_of(decode, "--model") == "exp/mini/no_ia_sft/9_phoneme_head"
+
+
+def test_decoding_takes_the_last_model_that_was_trained(repository):
+    for name in ("3_pretrain", "6_joint_sft"):
+        (repository / "exp/mini/base" / name).mkdir(parents=True)
+        (repository / "exp/mini/base" / name / "done.json").write_text("{}")
+    (repository / "exp/mini/base/6_joint_sft/word_ends.jsonl").write_text("")
+    start(repository, repository / "run.sh", "--only", "11")
+    start(repository, repository / "run.sh", "--only", "7")
+    decode, context = calls(repository)
+    assert value_of(decode, "--model") == "exp/mini/base/6_joint_sft"
+    assert value_of(context, "--word-ends") == "exp/mini/base/6_joint_sft/word_ends.jsonl"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage", "5"], "--stage 5: expected a stage that exists, found 5. Fix: one of 0 1 2 3 11 12"),
-        (["--only", "13"], "one of 0 1 2 3 11 12"),
+        (["--stage", "10"], "--stage 10: expected a stage that exists, found 10. Fix: one of 0 1 2 3 4 5 6 7 8 9 11 12"),
+        (["--only", "13"], "one of 0 1 2 3 4 5 6 7 8 9 11 12"),
         (["--only", "x"], "--only: expected the number of a stage"),
         (["--stop-stage", ""], "--stop-stage: expected the number of a stage"),
         (["--stage", "3", "--stop-stage", "2"], "--stop-stage: expected a number from --stage 3 on"),
         (["--corpus", "minni"], "did you mean mini?"),
         (["--corpus", ""], "--corpus: expected a folder of egs/"),
         (["--preset", "min"], "did you mean mini?"),
-        (["--only", "12", "--set", "a=b"], "--set a=b: expected a stage that trains"),
+        (["--only", "12", "--set", "a=b"], "--set a=b: expected a stage that is run, found stage 3 pretrain"),
+        (["--stop-stage", "7", "--set", "grpo.a=b"], "--set grpo.a=b: expected a stage that is run, found stage 8 grpo"),
         (["--only", "2", "--init", "x"], "--init: expected a stage that trains or decodes"),
         (["--download", "yes"], "--download: expected true or false"),
     ],
@@ -281,7 +305,7 @@ def test_a_failed_corpus_script_says_how_to_go_on(repository):
     done = start(repository, repository / "egs" / "mini" / "run.sh", "--stage=3", FAIL="local/03")
     command = done.stderr.splitlines()[-1].split("Go on with: ")[1]
     assert start(repository, "bash", "-c", command, cwd=repository).returncode == 0
-    assert [arguments[0] for arguments in calls(repository)][1:] == ["local/03_pretrain.py", "local/11_decode.py", "local/12_score.py"]
+    assert [arguments[0] for arguments in calls(repository)][1:3] == ["local/03_pretrain.py", "local/04_align.py"]
     assert calls(repository)[0] == calls(repository)[1]
 
 
