@@ -2,6 +2,7 @@
 
 import json
 
+import made_snapshots
 import pytest
 import tiny
 import torch
@@ -9,6 +10,7 @@ from chat_server import ChatServer
 
 from nim4.corpus import entity_filter
 from nim4.corpus.hints import Hints
+from nim4.corpus.manifest import load_cuts, save_cuts
 from nim4.model.asr import load_speech_llm
 from nim4.model.checkpoint import read_weights
 from nim4.stage import read_json, read_jsonl
@@ -25,11 +27,30 @@ def context(command):
     return command("07_context_sft")
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """`4`, a model folder with a tiny language model, and `units`: utterances of these texts, 4 of each in train."""
+    folder = tmp_path_factory.mktemp("context")
+    made_snapshots.aligned(folder / "4", made_snapshots.pretrained(folder / "3", 1), tiny.tiny_llm(folder / "llm"))
+    units = made_snapshots.write_units(folder / "units")
+    for split in ("train", "dev"):
+        cuts = list(load_cuts(units / f"{split}.jsonl.gz"))
+        for number, cut in enumerate(cuts):
+            cut.supervisions[0].text = tiny.TEXTS[number % 3]
+        save_cuts(cuts, units / f"{split}.jsonl.gz")
+    return folder
+
+
 @pytest.fixture
-def options(units, tmp_path, aligned):
+def aligned(folders):
+    return folders / "4"
+
+
+@pytest.fixture
+def options(folders, tmp_path, aligned):
     (tmp_path / "names.txt").write_text("北京\n背景\n", encoding="utf-8")
     more = {"entities": {"everyday_share": 0.0}, "hints": {"keywords_prob": 0.8}}
-    common = tiny.sft_options(units, tmp_path, "context_sft", aligned, more, max_steps=4, long_weight=2.0)
+    common = tiny.sft_options(folders / "units", tmp_path, "context_sft", aligned, more, max_steps=4, long_weight=2.0)
     return [*common, "--out", tmp_path / "model", "--entities", tmp_path / "names.txt"]
 
 
@@ -128,7 +149,7 @@ def test_no_entity_at_all(context, options, tmp_path):
 
 
 def test_utterances_are_cut_where_stage_6_found_word_ends(context, options, tmp_path):
-    rows = [{"id": f"train{number}", "ends": [[1, 9], [2, 12]]} for number in range(11)] + [{"id": "train11", "reason": "none"}]
+    rows = [{"id": f"u{number:03d}", "ends": [[1, 5], [2, 9]]} for number in range(11)] + [{"id": "u011", "reason": "none"}]
     (tmp_path / "word_ends.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     cut = ["--word-ends", tmp_path / "word_ends.jsonl", "--set", "train.partial_prob=1.0", "--set", "train.partial_chunk_frames=4"]
     assert context(*options, *cut) == (0, [])
