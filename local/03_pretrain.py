@@ -22,7 +22,7 @@ from nim4.corpus.feats import Cmvn
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
-from nim4.model.checkpoint import WEIGHTS, count_parameters, load_into, read_weights, save_model, with_vocab_size
+from nim4.model.checkpoint import WEIGHTS, count_parameters, load_into, read_weights, save_model, save_shape, with_vocab_size
 from nim4.model.ctc import PhonemeModel
 from nim4.train.cka import CkaMonitor, plot_registry, read_registry, take_frames
 from nim4.train.cr_ctc import cr_ctc, validate
@@ -106,6 +106,8 @@ def pretrain(
         load_into(model, read_weights(args.init / WEIGHTS), args.init / WEIGHTS)
         log.info("weights and feature normalisation from %s", args.init)
     model.to(peers.device)
+    if peers.is_main:
+        save_shape(work, config.model, inventory)  # now, so that alignment can start on a snapshot while this goes on
     valid_cuts = [cut for source in valid_sources for cut in load_cuts(source.path)]
     make = phone_batches(inventory)
     batches = TrainBatches(sources, phone_batches(inventory, noise), config.train, peers.rank, peers.world_size, noise)

@@ -157,10 +157,10 @@ def new_speech_llm(folder: Path, adaptor: AdaptorConfig, llm: LlmConfig, acousti
     """A speech LLM with a fresh adaptor.
 
     Args:
-        folder: of stage 3; the encoder's shape and the phoneme inventory are taken from there.
+        folder: of stage 3, which may still be running; the encoder's shape and the phoneme inventory are taken from there.
         acoustic_weights: encoder, phoneme head and normalisation, e.g. of a snapshot in that folder.
     """
-    own, inventory = read_model_config(folder)
+    own, inventory = read_model_config(folder, marker="config.yaml")
     config = replace(own, adaptor=adaptor, llm=llm)
     acoustic = PhonemeModel(config)
     load_into(acoustic, acoustic_weights, folder)

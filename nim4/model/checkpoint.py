@@ -98,22 +98,29 @@ def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], config: ModelConfig, inventory: PhonemeInventory) -> None:
     """Writes a model folder (or completes one that exists)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    save_shape(folder, config, inventory)
     save_weights(folder / WEIGHTS, weights)
+
+
+def save_shape(folder: Path, config: ModelConfig, inventory: PhonemeInventory) -> None:
+    """Writes what a model folder says of its model beside the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
     inventory.save(folder / "tokens.txt")
     with atomic_write(folder / "config.yaml") as file:
         yaml.safe_dump(as_dict(config), file, sort_keys=False)
 
 
-def read_model_config(folder: Path) -> tuple[ModelConfig, PhonemeInventory]:
+def read_model_config(folder: Path, marker: str = WEIGHTS) -> tuple[ModelConfig, PhonemeInventory]:
     """Shape and phoneme inventory of a model folder.
 
+    Args:
+        marker: the file by which the folder is known; while stage 3 still runs, it has no weights but those of snapshots.
     Raises:
         RecipeError: if the folder is not a model folder, or its parts do not fit each other.
     """
     folder = Path(folder)
-    if not (folder / WEIGHTS).is_file():
-        found = "no such folder" if not folder.is_dir() else f"no {WEIGHTS} in it"
+    if not (folder / marker).is_file():
+        found = "no such folder" if not folder.is_dir() else f"no {marker} in it"
         raise RecipeError(folder, expected="a model folder", found=found, fix="run stage 3, or correct --model / --init")
     config = build(ModelConfig, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     inventory = PhonemeInventory.load(folder / "tokens.txt")

@@ -89,6 +89,10 @@ class SnapshotFolder:
         """See first_snapshot: the one that alignment took up."""
         return self._reading(first_snapshot)
 
+    def for_alignment(self) -> Snapshot:
+        """See alignment_snapshot."""
+        return self._reading(alignment_snapshot)
+
     def read(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """See read_snapshot."""
         return self._reading(lambda path: read_snapshot(path, snapshot))

@@ -1,5 +1,7 @@
 """Stages 4 to 6 as programs: what trains and what is frozen, to the last bit, and mistakes in their options."""
 
+import shutil
+
 import pytest
 import torch
 from made_snapshots import aligned, options, pretrained, write_units
@@ -40,6 +42,21 @@ def test_alignment_changes_the_adaptor_only(command, folders, tmp_path):
     assert align(*shared, "--out", tmp_path / "4") == (0, [])
     before = weights(folders / "4")  # of the same snapshot and language model, with an adaptor that has not learned
     assert changed(before, weights(tmp_path / "4")) == {"adaptor"}
+
+
+def test_alignment_can_start_beside_a_running_stage_3(command, folders, tmp_path):
+    align = command("04_align")
+    running = tmp_path / "3.tmp"
+    shutil.copytree(folders / "3", running)
+    (running / "done.json").unlink()
+    (running / "model.safetensors").unlink()
+    shared = [*options(folders / "units", tmp_path, max_steps=4), "--model-config", folders / "model.yaml", "--init", tmp_path / "3"]
+    code, errors = align(*shared, "--out", tmp_path / "4")
+    assert (code, len(errors)) == (2, 1)
+    assert align(*shared, "--live", "true", "--out", tmp_path / "4") == (0, [])
+    first = read_weights(folders / "4" / "model.safetensors")
+    made = read_weights(tmp_path / "4" / "model.safetensors")
+    assert all(torch.equal(first[name], made[name]) for name in first if name.startswith("encoder."))
 
 
 def test_ia_sft_changes_adaptor_and_llm_and_takes_the_last_encoder(command, folders, tmp_path):
