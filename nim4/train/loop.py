@@ -174,6 +174,7 @@ class Trainer:
         self._rewarmed_at = -rewarm_steps  # step of the last warm-up anew
         self._nonfinite_in_row = 0
         self._best = math.inf
+        self._best_numbers: dict[str, float] = {}
         self._sums: dict[str, float] = {}  # of the steps since the last row in metrics.jsonl
 
     def run(self) -> dict[str, float]:
@@ -333,7 +334,7 @@ class Trainer:
             self._write(numbers, "valid", writer)
         log.info("step %d, validation: %s", self.step, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         if numbers["score"] < self._best:
-            self._best = numbers["score"]
+            self._best, self._best_numbers = numbers["score"], numbers
             self._save_best()
 
     # ------------------------------------------------------------------------------------------------ checkpoints and the end
@@ -346,7 +347,7 @@ class Trainer:
                 "step": self.step,
                 "rewarmed_at": self._rewarmed_at,
                 "place": self._place,
-                "best": self._best if math.isfinite(self._best) else None,
+                "best": self._best_numbers,
                 "nonfinite": self._nonfinite_in_row,
                 "sums": self._sums,
             }
@@ -362,7 +363,8 @@ class Trainer:
             self.checkpoints.load_optimizer(found, lambda saved: load_whole_optimizer(self.model, self.optimizer, saved), self.processes.device)
             self._rewarmed_at = state["rewarmed_at"]
             self.step, self._place, self._nonfinite_in_row = state["step"], tuple(state["place"]), state["nonfinite"]
-            self._best = math.inf if state["best"] is None else state["best"]
+            self._best_numbers = state["best"]
+            self._best = self._best_numbers.get("score", math.inf)
             self._sums = state["sums"] if self.processes.is_main else dict.fromkeys(state["sums"], 0.0)
             log.info("resuming at step %d from %s", self.step, found)
         if self.processes.is_main and metrics.is_file():
@@ -380,12 +382,11 @@ class Trainer:
             return {}
         averaged = [path for path in self.checkpoints.all() if checkpoint_step(path) > self._rewarmed_at][-self.config.average_last :]
         self._load(average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
-        mean_numbers = evaluated(self.model, self.evaluate)
+        numbers = mean_numbers = evaluated(self.model, self.evaluate)
         chosen = f"mean of the checkpoints at steps {', '.join(str(checkpoint_step(path)) for path in averaged)}"
         if self._best < mean_numbers["score"]:
             self._load(read_weights(self.work / "best.safetensors"), "best.safetensors")
-            chosen = "best single checkpoint"
-        numbers = evaluated(self.model, self.evaluate)
+            chosen, numbers = "best single checkpoint", self._best_numbers
         log.info("final weights: %s; validation: %s", chosen, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         if self.processes.is_main:
             write_json(self.work / "final.json", {"chosen": chosen, "step": self.step, "mean": mean_numbers, "valid": numbers})
