@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tiny import INVENTORY, SFT, tiny_speech_llm
+from tiny import INVENTORY, SFT, tiny_llm, tiny_speech_llm
 
 from nim4 import stage
 from nim4.config import SftConfig, build
@@ -35,7 +35,7 @@ def fine_tune(units: Path, out: Path, name: str, settings: dict, kill_at: int | 
         return False
 
     config = build(SftConfig, SFT | settings, "settings")
-    model = tiny_speech_llm(out.parent / f"llm-{os.environ.get('RANK', 0)}")  # before transformers sees peers and writes on one only
+    model = tiny_speech_llm(tiny_llm(out.parent / f"llm-{os.environ.get('RANK', 0)}"))  # before transformers sees peers and writes on one only
     with processes("cpu") as peers:
         out.mkdir(exist_ok=True)
         run = TrainingRun(name, out, peers, [Source(units / "train.jsonl.gz")], list(load_cuts(units / "dev.jsonl.gz")), None)

@@ -29,7 +29,7 @@ def traced_only(monkeypatch):
 
 
 def test_blocks_are_found(tmp_path):
-    model = tiny.tiny_speech_llm(tmp_path)
+    model = tiny.tiny_speech_llm(tiny.tiny_llm(tmp_path))
     assert blocks_of(model) == [*model.acoustic.encoder.blocks, *model.llm.model.layers]
 
 
