@@ -3,9 +3,10 @@
 
 Random weights of the true shape, noise as features, random ids, lengths from lengths.tsv. `ours` is the training loop of the stages with
 compiled blocks: batches of like length, output layer on the answers alone, no attention mask. `naive` is the same optimiser, precision,
-augmentation and number of utterances per step, in two micro-batches of random order: padded to the longest, under an attention mask, logits
-of all positions through `model(inputs_embeds, attention_mask, labels)`. MFU counts the operations that real frames and tokens need
-(model_flops in full_size.py) against a bf16 matrix product of 8192 timed in the same run. Batches are made before the clock starts.
+augmentation, encoder and number of utterances per step, in random order, in the fewest micro-batches that fit (from 2 on): padded to the
+longest, under an attention mask, logits of all positions through `model(inputs_embeds, attention_mask, labels)`, blocks not compiled.
+MFU counts the operations that real frames and tokens need (model_flops in full_size.py) against a bf16 matrix product of 8192 timed in
+the same run. Batches are made before the clock starts.
 """
 
 import argparse
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import torch
 from common import SEED, median_ratio, parser_for, publish, take_turns
-from full_size import RandomBatches, make_cuts, make_model, model_flops, read_lengths, row_lens
+from full_size import FRAMES_PER_S, RandomBatches, make_cuts, make_model, model_flops, read_lengths, row_lens
 from torch import Tensor, nn
 
 import nim4.stage
@@ -44,7 +45,6 @@ from nim4.train.speed import as_written
 STAGES = {3: "pretrain", 4: "align", 5: "ia_sft", 6: "joint_sft", 7: "context_sft"}
 LENGTHS = Path(__file__).with_name("lengths.tsv")
 WARM_ROUNDS = 2
-NAIVE_MICRO_BATCHES = 2  # per step: a whole step at once does not fit beside its full logits
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,12 +97,27 @@ class PaddedLoop(nn.Module):
         return out.loss * sum(map(len, answers)), lens.new_zeros(())
 
 
+# the steps of a round, each a list of micro-batches
+Steps = list[list[TextBatch]]
+
+
 @dataclass(frozen=True)
 class Work:
-    """The steps of one round, each a list of micro-batches; both hold the same utterances."""
+    """The utterances of one round.
 
-    ours: list[list[TextBatch]]
-    naive: list[list[TextBatch]]
+    Attributes:
+        ours: their steps as the stages make them, of one batch each.
+        cuts: all of them in random order, for the padded loop.
+    """
+
+    ours: Steps
+    cuts: list
+
+    def naive(self, make: RandomBatches, num_micro_batches: int) -> Steps:
+        """As many steps as `ours`, in the random order."""
+        size = -(-len(self.cuts) // (num_micro_batches * len(self.ours)))
+        batches = [make(self.cuts[start : start + size], 0) for start in range(0, len(self.cuts), size)]
+        return [batches[start : start + num_micro_batches] for start in range(0, len(batches), num_micro_batches)]
 
 
 def make_works(batches: TrainBatches, make: RandomBatches, num_steps: int, num_rounds: int) -> Iterator[Work]:
@@ -116,10 +131,7 @@ def make_works(batches: TrainBatches, make: RandomBatches, num_steps: int, num_r
         rng.shuffle(chosen)
         cuts = [cut for batch in chosen for cut in batch]
         rng.shuffle(cuts)
-        size = -(-len(cuts) // (NAIVE_MICRO_BATCHES * num_steps))
-        naive = [make(cuts[start : start + size], 0) for start in range(0, len(cuts), size)]
-        steps = [naive[start : start + NAIVE_MICRO_BATCHES] for start in range(0, len(naive), NAIVE_MICRO_BATCHES)]
-        yield Work([[make(list(batch), 0)] for batch in chosen], steps)
+        yield Work([[make(list(batch), 0)] for batch in chosen], cuts)
 
 
 def make_trainer(model: SpeechLlm, stage: str, args: argparse.Namespace, batches: TrainBatches, peers: Processes, work: Path) -> Trainer:
@@ -151,7 +163,7 @@ class Peak:
             self.gb = max(self.gb, torch.cuda.max_memory_allocated(self.device) / 1e9)
 
 
-def steps_of(trainer: Trainer, model: nn.Module, rounds: Sequence[list[list[TextBatch]]]) -> Callable[[], None]:
+def steps_of(trainer: Trainer, model: nn.Module, rounds: Sequence[Steps]) -> Callable[[], None]:
     """A function that trains on one round after the other, and returns when the GPU is done. Both ways draw the same contexts."""
     turns = itertools.cycle(enumerate(rounds))
 
@@ -167,7 +179,7 @@ def steps_of(trainer: Trainer, model: nn.Module, rounds: Sequence[list[list[Text
     return run
 
 
-def padding_percent(model: SpeechLlm, stage: str, rounds: Sequence[list[list[TextBatch]]]) -> float:
+def padding_percent(model: SpeechLlm, stage: str, rounds: Sequence[Steps]) -> float:
     """Share of tokens that are padding, in stage 3 of feature frames."""
     real = padded = 0
     for batch in (batch for steps in rounds for micro_batches in steps for batch in micro_batches):
@@ -176,48 +188,87 @@ def padding_percent(model: SpeechLlm, stage: str, rounds: Sequence[list[list[Tex
     return 100 * (1 - real / padded)
 
 
-def measure(model: SpeechLlm, number: int, trainer: Trainer, works: Sequence[Work], args: argparse.Namespace, peak_tflops: float) -> list[dict]:
-    """The table's lines of one stage."""
-    stage, device = STAGES[number], trainer.processes.device
-    rounds = {"ours": [work.ours for work in works], "naive": [work.naive for work in works]}
-    models = {"ours": trainer.model, "naive": trainer.model if stage == "pretrain" else PaddedLoop(model)}
-    peaks = {way: Peak(device) for way in rounds}
+@dataclass
+class Way:
+    """One way of training in a stage.
 
-    def in_turn(way: str) -> Callable[[], None]:
-        run = steps_of(trainer, models[way], rounds[way])
+    Attributes:
+        trainer: with the loss and the optimiser, which the ways of a stage share.
+        model: what the loss is given.
+        rounds: what it trains on.
+    """
+
+    name: str
+    trainer: Trainer
+    model: nn.Module
+    rounds: list[Steps]
+
+    def __post_init__(self):
+        self.peak = Peak(self.trainer.processes.device)
+
+    def turns(self) -> Callable[[], None]:
+        """A function that trains on one round after the other."""
+        run = steps_of(self.trainer, self.model, self.rounds)
 
         def once() -> None:
-            with peaks[way], as_written(model) if way == "naive" else nullcontext():
+            with self.peak, as_written(self.trainer.model) if self.name == "naive" else nullcontext():
                 run()
 
         return once
 
-    for way in rounds:  # compiles, and asks for memory, before the clock starts
-        started_s, run = time.perf_counter(), in_turn(way)
-        for _ in works[:WARM_ROUNDS]:
-            run()
-        print(f"stage {number}, {way}: warm after {time.perf_counter() - started_s:.0f} s", file=sys.stderr, flush=True)
-    runs = {way: in_turn(way) for way in rounds}
-    seconds = take_turns(runs, args.rounds)
-    batches = [[batch for steps in work.ours for batch in steps] for work in works]
-    audio_s = statistics.median(sum(float(b.x_lens.sum()) / 100 for b in round_) for round_ in batches)
+    def fits(self) -> bool:
+        """Trains on a few rounds before the clock starts, which compiles and asks for memory; False = there is too little of that."""
+        started_s, run = time.perf_counter(), self.turns()
+        try:
+            for _ in self.rounds[:WARM_ROUNDS]:
+                run()
+        except torch.OutOfMemoryError:
+            self.trainer.optimizer.zero_grad(set_to_none=True)
+            return False
+        finally:
+            print(f"{self.name}: {time.perf_counter() - started_s:.0f} s before the clock starts", file=sys.stderr, flush=True)
+            if self.peak.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+
+def both_ways(model: SpeechLlm, trainer: Trainer, works: Sequence[Work], make: RandomBatches) -> list[Way]:
+    """Ours and the padded loop, which gets as few micro-batches per step as fit into the memory, but 2: large ones pad more."""
+    ways = [Way("ours", trainer, trainer.model, [work.ours for work in works])]
+    if not ways[0].fits():
+        raise RecipeError("--batch-s", expected="batches that fit into the memory of the GPU", found="too large ones", fix="lower it")
+    for num_micro_batches in (2, 4, 8, 16):
+        padded = trainer.model if trainer.model is model.acoustic else PaddedLoop(model)
+        naive = Way("naive", trainer, padded, [work.naive(make, num_micro_batches) for work in works])
+        if naive.fits():
+            return [*ways, naive]
+    raise RecipeError("--batch-s", expected="batches that the padded loop has memory for", found="too large ones", fix="lower it")
+
+
+def measure(model: SpeechLlm, number: int, ways: Sequence[Way], num_rounds: int, peak_tflops: float) -> list[dict]:
+    """The table's lines of one stage."""
+    stage = STAGES[number]
+    seconds = take_turns({way.name: way.turns() for way in ways}, num_rounds)
+    batches = [[batch for micro_batches in steps for batch in micro_batches] for steps in ways[0].rounds]
+    audio_s = statistics.median(sum(float(b.x_lens.sum()) / FRAMES_PER_S for b in round_) for round_ in batches)
     tokens = statistics.median(sum(float(row_lens(model, b).sum()) for b in round_) for round_ in batches)
-    flops = [sum(model_flops(model, stage, b) for b in round_) for round_ in batches]
+    tflop = [sum(model_flops(model, stage, b) for b in round_) / 1e12 for round_ in batches]
     rows = []
-    for way in runs:
-        rates = [flops[i % len(flops)] / s / 1e12 for i, s in enumerate(seconds[way])]
-        median_s = statistics.median(seconds[way])
+    for way in ways:
+        rate = statistics.median(work / s for work, s in zip(tflop, seconds[way.name], strict=True))
+        median_s = statistics.median(seconds[way.name])
         rows.append(
             {
                 "stage": f"{number} {stage}",
-                "way": way,
+                "way": way.name,
                 "audio_s_per_s": audio_s / median_s,
                 "llm_tokens_per_s": "-" if stage == "pretrain" else tokens / median_s,
-                "tflop_per_s": statistics.median(rates),
-                "mfu_percent": 100 * statistics.median(rates) / peak_tflops,
-                "padding_percent": padding_percent(model, stage, rounds[way]),
-                "peak_memory_gb": peaks[way].gb,
-                "speed_to_naive": median_ratio(seconds["naive"], seconds[way]),
+                "tflop_per_s": rate,
+                "mfu_percent": 100 * rate / peak_tflops,
+                "padding_percent": padding_percent(model, stage, way.rounds),
+                "micro_batches": max(len(micro_batches) for steps in way.rounds for micro_batches in steps),
+                "peak_memory_gb": way.peak.gb,
+                "speed_to_naive": median_ratio(seconds["naive"], seconds[way.name]),
             }
         )
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -250,10 +301,11 @@ def main() -> None:
                 batches = TrainBatches([Source(Path(folder) / "train.jsonl.gz")], make, settings)
                 trainer = make_trainer(model, STAGES[number], args, batches, peers, Path(folder))
                 works = list(make_works(batches, make, args.steps, args.rounds))
-                rows += measure(model, number, trainer, works, args, peak_tflops)
+                ways = both_ways(model, trainer, works, make)
+                rows += measure(model, number, ways, args.rounds, peak_tflops)
                 if args.profile:
                     profile(trainer, works[0])
-                del trainer, works
+                del trainer, works, ways
         finally:  # interrupted, it tells what it has
             if rows:
                 drawn = "the lengths of lengths.tsv" if args.lengths == LENGTHS else str(args.lengths)
