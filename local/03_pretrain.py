@@ -29,6 +29,7 @@ from nim4.train.cr_ctc import cr_ctc, validate
 from nim4.train.distributed import Processes, processes
 from nim4.train.fine_tuning import UNRECORDED, VALID_BATCH_S, read_section
 from nim4.train.loop import Trainer
+from nim4.train.speed import RESUMABLE
 
 log = stage.log
 
@@ -78,7 +79,7 @@ def main() -> None:
     with processes(args.device) as peers:
         if output.is_done():
             return
-        work = output.begin(resume=True) if peers.is_main else output.work
+        work = output.begin(resume=True, despite=RESUMABLE) if peers.is_main else output.work
         peers.barrier()
         noise = Noise(noise_sources, config.train.noise, config.train.seed) if noise_sources else None
         facts = pretrain(config, args, inventory, sources, valid_sources, noise, Cmvn.merge([Cmvn.load(path) for path in args.cmvn]), work, peers)

@@ -165,12 +165,18 @@ class StageOutput:
         log.info("%s: skipped, same inputs and settings (made in %.0f s at %s)", self.out, record["seconds"], record["commit"])
         return True
 
-    def begin(self, resume: bool = False) -> Path:
-        """The folder to work in; empty, unless `resume` and it was left by a killed run with the same settings and inputs."""
+    def begin(self, resume: bool = False, despite: Sequence[str] = ()) -> Path:
+        """The folder to work in; empty, unless `resume` and it was left by a killed run with the same settings and inputs.
+
+        Settings in `despite` may differ: the run goes on with the new ones, and only these are in its record.
+        """
         left_by = _read_record(self.work / "made_from.json")
         if resume and left_by is not None:
             changes = _changes(left_by, self._made_from)
-            if not changes:
+            if all(change.startswith(tuple(f"{name} was " for name in despite)) for change in changes):
+                if changes:
+                    log.warning("%s: resumed, though %s", self.work, "; ".join(changes))
+                    write_json(self.work / "made_from.json", self._made_from)
                 return self.work
             log.info("%s: not resumed, %s", self.work, "; ".join(changes))
         if self.work.exists():

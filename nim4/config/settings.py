@@ -107,6 +107,7 @@ class OptimConfig:
     short_first_epochs: int = 1  # epochs from the shortest utterance to the longest, before shuffled ones (SortaGrad, arXiv 1512.02595)
     long_weight: float = 1.0  # times an epoch takes the longer half of each split; stage 7 takes it more than once
     precision: str = "fp32"  # fp32 | bf16
+    compile: bool = False  # torch.compile of encoder blocks and LLM layers: a minute at the start, then faster steps on a GPU
     parallel: str = "ddp"  # ddp | fsdp2: several processes hold whole copies, or shards
     num_workers: int = 2
     seed: int = 0

@@ -48,7 +48,8 @@ def _tied(weights: Mapping[str, Tensor]) -> dict[str, str]:
     tied = {}
     for name, tensor in weights.items():
         if tensor.numel():
-            owner = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+            memory = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a shard
+            owner = first.setdefault((memory.data_ptr(), tensor.shape), name)
             if owner != name:
                 tied[name] = owner
     return tied

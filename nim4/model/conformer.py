@@ -10,7 +10,10 @@ Deviations from the encoder the paper takes over (FireRedASR-AED, arXiv 2501.143
 Layer normalisation everywhere (none over the batch), so that an utterance scores the same alone and in a padded batch.
 """
 
+import functools
+import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -161,6 +164,16 @@ class Attention(nn.Module):
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
 
 
+@functools.cache
+def _kernel() -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+    """The depthwise convolution as a GPU kernel, where Triton is installed; it comes with torch's CUDA builds."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from nim4.model.depthwise import chunk_depthwise
+
+    return chunk_depthwise
+
+
 class ChunkConvolution(nn.Module):
     """Conformer convolution module whose depthwise kernel sees all frames to the left and only its own chunk to the right."""
 
@@ -174,6 +187,7 @@ class ChunkConvolution(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.reduce = nn.Linear(width, config.dim)
         self.dropout = nn.Dropout(config.dropout)
+        self._on_gpu = _kernel()
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, E, S), E = conv_expansion D: the input of the depthwise convolution."""
@@ -186,6 +200,8 @@ class ChunkConvolution(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
         """(B, S, D) under `chunk_frames` (0 = whole utterance); frames outside `valid` (B, S) count as zeros."""
         x = self.gate(x).masked_fill(~valid[:, None], 0.0)
+        if x.is_cuda and self._on_gpu is not None:
+            return self.finish(self._on_gpu(x.transpose(1, 2), self.depthwise.weight[:, 0], self.depthwise.bias, chunk_frames).transpose(1, 2))
         num_frames = x.shape[-1]
         if chunk_frames == 0 or chunk_frames >= num_frames:
             return self.finish(self.depthwise(F.pad(x, (self.reach, self.reach))))

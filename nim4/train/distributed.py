@@ -81,8 +81,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict; under FSDP2 gathered, on the main process (the others get an empty one)."""
-    return whole.get_model_state_dict(model, options=_WHOLE) if is_sharded(model) else model.state_dict()
+    """The state dict; under FSDP2 gathered, on the main process (the others get an empty one), tied weights once."""
+    if not is_sharded(model):
+        return model.state_dict()
+    weights = whole.get_model_state_dict(model, options=_WHOLE)
+    once, all_names = (dict(model.named_parameters(remove_duplicate=remove)) for remove in (True, False))
+    return {name: tensor for name, tensor in weights.items() if name in once or name not in all_names}
 
 
 def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -25,6 +25,7 @@ from nim4.train.distributed import Processes, processes, whole_weights
 from nim4.train.loop import Trainer
 from nim4.train.roles import ROLES, assign_roles
 from nim4.train.sft import sft_loss, validate_sft
+from nim4.train.speed import RESUMABLE
 
 log = logging.getLogger("nim4")
 VALID_BATCH_S = 120.0  # audio per validation batch
@@ -146,7 +147,7 @@ def training_run(name: str, args: Options, settings: Any, inputs: Sequence[Path]
         if output.is_done():
             yield None
             return
-        work = output.begin(resume=True) if peers.is_main else output.work
+        work = output.begin(resume=True, despite=RESUMABLE) if peers.is_main else output.work
         peers.barrier()
         log.info("commit %s, torch %s, %s, %d process(es)", git_commit(), torch.__version__, peers.device, peers.world_size)
         noise = Noise(noise_sources, settings.train.noise, settings.train.seed) if noise_sources else None

@@ -101,6 +101,7 @@ def check_settings(config: GrpoConfig) -> None:
         (train.dr_grpo and train.gspo, "train.gspo", "one of dr_grpo and gspo", "both"),
         (train.dr_grpo_tokens <= 0, "train.dr_grpo_tokens", "more than 0", train.dr_grpo_tokens),
         (train.parallel != "ddp", "train.parallel", "ddp: answers end at different times, shards would wait for each other", train.parallel),
+        (train.compile, "train.compile", "false: answers grow by a token at a time, and blocks are compiled for whole rows", train.compile),
         (config.rewards.context not in ("recall", "agreement"), "rewards.context", "recall or agreement", config.rewards.context),
         (config.keywords.max_keywords < 0, "keywords.max_keywords", "0 or more", config.keywords.max_keywords),
     ]

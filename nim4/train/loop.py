@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 from nim4.config import OptimConfig, RecipeError
 from nim4.corpus.batch import Batch, TrainBatches
@@ -35,6 +35,7 @@ from nim4.train.distributed import (
     whole_weights,
 )
 from nim4.train.muon import MuonAdamW
+from nim4.train.speed import as_written, compile_blocks, read_parts, room_on_the_gpu
 
 log = logging.getLogger("nim4")
 
@@ -42,6 +43,7 @@ log = logging.getLogger("nim4")
 # parameters that Muon steps where it is chosen: the matrices between two hidden layers
 HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.")
 
+CHOICES = {"precision": ("fp32", "bf16"), "optimizer": ("adamw", "muon"), "parallel": ("ddp", "fsdp2"), "schedule": ("cosine", "constant")}
 # settings that count something there must be at least one of
 COUNTS = ("max_steps", "accum", "num_buckets", "log_every", "valid_every", "save_every", "keep_last", "average_last", "max_nonfinite_in_row")
 
@@ -107,7 +109,7 @@ def _generator(*key: int) -> Generator:
 def evaluated(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     """`evaluate` with `model` in evaluation mode, without touching the state of training."""
     model.eval()
-    with torch.inference_mode():
+    with as_written(model), torch.inference_mode():
         numbers = evaluate()
     model.train()
     return numbers
@@ -149,22 +151,22 @@ class Trainer:
         lr_ratios: Mapping[str, float] = MappingProxyType({}),
         sharded_methods: tuple[str, ...] = (),
     ):
-        if config.precision not in ("fp32", "bf16"):
-            raise RecipeError("train.precision", expected="fp32 or bf16", found=config.precision, fix="--set train.precision=bf16")
-        if config.optimizer not in ("adamw", "muon"):
-            raise RecipeError("train.optimizer", expected="adamw or muon", found=config.optimizer, fix="--set train.optimizer=adamw")
-        if (config.optimizer, config.parallel) == ("muon", "fsdp2"):  # it needs whole matrices
-            raise RecipeError("train.optimizer", expected="adamw with train.parallel=fsdp2", found="muon", fix="--set train.optimizer=adamw")
-        if config.parallel not in ("ddp", "fsdp2"):
-            raise RecipeError("train.parallel", expected="ddp or fsdp2", found=config.parallel, fix="--set train.parallel=ddp")
-        if config.schedule not in ("cosine", "constant"):
-            raise RecipeError("train.schedule", expected="cosine or constant", found=config.schedule, fix="--set train.schedule=cosine")
+        for name, known in CHOICES.items():
+            if getattr(config, name) not in known:
+                usual = getattr(OptimConfig, name)
+                raise RecipeError(f"train.{name}", expected=" or ".join(known), found=getattr(config, name), fix=f"--set train.{name}={usual}")
+        for name in ("optimizer", "compile") if config.parallel == "fsdp2" else ():  # Muon needs whole matrices; hooks would be compiled
+            found, usual = getattr(config, name), getattr(OptimConfig, name)
+            if found != usual:
+                raise RecipeError(f"train.{name}", expected=f"{usual} with train.parallel=fsdp2", found=found, fix=f"--set train.{name}={usual}")
         for name in COUNTS:
             if getattr(config, name) < 1:
                 raise RecipeError(f"train.{name}", expected="at least 1", found=getattr(config, name), fix=f"--set train.{name}=1, or more")
         self.model, self.loss, self.batches, self.config, self.work = model, loss, batches, config, work
         self.processes, self.evaluate, self.after_step, self.on_resume = processes, evaluate, after_step, on_resume
         self.before_step, self.rewarm_steps = before_step, rewarm_steps
+        if config.compile:
+            compile_blocks(model)
         if processes.world_size > 1 and config.parallel == "fsdp2":
             shard(model, sharded_methods)
         self.optimizer = make_optimizer(model, config, lr_ratios)
@@ -183,6 +185,8 @@ class Trainer:
         several = self.processes.world_size > 1 and not is_sharded(self.model)
         parallel = DistributedDataParallel(self.model) if several else self.model
         parallel.train()
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
         writer = SummaryWriter(str(self.work / "tensorboard"), purge_step=self.step + 1) if self.processes.is_main else None
         log.info("training from step %d to %d, %s trainable parameters", self.step, self.config.max_steps, count_parameters(self._trainable()))
         started_s = time.monotonic()
@@ -191,7 +195,8 @@ class Trainer:
             if self.before_step(self.step):
                 self._rewarmed_at, self._best = self.step, math.inf
             epoch, step_in_epoch, micro_batches = next(steps)
-            parts = self._train_step(parallel, micro_batches)
+            with room_on_the_gpu(self.step, self.config):
+                parts = self._train_step(parallel, micro_batches)
             self.step += 1
             self._place = (epoch, step_in_epoch + 1)
             for name, value in parts.items():
@@ -222,30 +227,25 @@ class Trainer:
     def _train_step(self, parallel: nn.Module, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimiser step; returns the sums of the loss parts over this process's micro-batches, and counts."""
         rank, world_size, device = self.processes.rank, self.processes.world_size, self.processes.device
-        rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_ratio"]
+            group["lr"] = self._rate(self.step) * group["lr_ratio"]
         own_targets = sum(batch.num_targets for batch in micro_batches)
-        targets = float(self.processes.sum(torch.tensor(own_targets, dtype=torch.float64, device=self._sum_device())))
-        sums: dict[str, float] = {}
-        finite = True
+        targets = self._over_processes(own_targets)
+        parts_of: list[dict[str, Tensor]] = []
         for number, batch in enumerate(micro_batches):
             index = number * world_size + rank
             torch.manual_seed(_generator(self.config.seed, self.step, index, 1).initial_seed())  # dropout
             draw = Draw(self.step, _generator(self.config.seed, self.step), _generator(self.config.seed, self.step, index))
-            last = number == len(micro_batches) - 1
             if isinstance(parallel, DistributedDataParallel):
-                parallel.require_backward_grad_sync = last
+                parallel.require_backward_grad_sync = number == len(micro_batches) - 1
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 parts = self.loss(parallel, batch.to(device), draw)
             (parts["loss"] * (world_size / targets)).backward()
-            finite &= bool(torch.isfinite(parts["loss"]))
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            parts_of.append({name: value.detach() for name, value in parts.items()})
         norm = nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        finite &= bool(torch.isfinite(norm))
-        if self.processes.sum(torch.tensor(0.0 if finite else 1.0, device=norm.device)) > 0:
+        sums, grad_norm, finite = read_parts(parts_of, norm)
+        if self._over_processes(0.0 if finite else 1.0) > 0:
             self._skip_step([batch.ids for batch in micro_batches], finite)
             self.optimizer.zero_grad(set_to_none=True)
             return {"skipped": 1.0}
@@ -254,8 +254,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         padded = sum(batch.x.shape[0] * batch.x.shape[1] for batch in micro_batches)
         frames = float(sum(int(batch.x_lens.sum()) for batch in micro_batches))
-        counts = {"targets": own_targets, "frames": frames, "padded_frames": float(padded), "grad_norm": float(norm), "steps": 1.0}
+        counts = {"targets": own_targets, "frames": frames, "padded_frames": float(padded), "grad_norm": grad_norm, "steps": 1.0}
         return sums | counts
+
+    def _over_processes(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        if self.processes.world_size == 1:
+            return value  # without a wait for the GPU
+        return float(self.processes.sum(torch.tensor(value, dtype=torch.float64, device=self._sum_device())))
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, the warm-up anew included."""
@@ -284,7 +290,7 @@ class Trainer:
             totals = self.processes.sum(torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self._sum_device()))
             self._sums = dict(zip(names, totals.tolist() if self.processes.is_main else [0.0] * len(names), strict=True))
 
-    def _log_training(self, epoch: int, seconds: float, writer: SummaryWriter | None) -> None:
+    def _log_training(self, epoch: int, seconds: float, writer: Any) -> None:
         self._gather_sums()
         sums, self._sums = self._sums, {}
         if not self.processes.is_main:
@@ -297,20 +303,13 @@ class Trainer:
         row["audio_s_per_s"] = frames / 100 / max(seconds, 1e-9)
         self._write(row, "train", writer, epoch=epoch)
         losses = ", ".join(f"{name} {row[name]:.4f}" for name in sums)
-        log.info(
-            "step %d of %d, epoch %d: %s, rate %.2e, %.0f s of audio per s",
-            self.step,
-            self.config.max_steps,
-            epoch,
-            losses,
-            row["lr"],
-            row["audio_s_per_s"],
-        )
+        numbers = self.step, self.config.max_steps, epoch, losses, row["lr"], row["audio_s_per_s"]
+        log.info("step %d of %d, epoch %d: %s, rate %.2e, %.0f s of audio per s", *numbers)
 
     def _sum_device(self) -> torch.device:
         return self.processes.device if self.processes.device.type == "cuda" else torch.device("cpu")
 
-    def _write(self, row: dict[str, float], kind: str, writer: SummaryWriter | None, **extra: float) -> None:
+    def _write(self, row: dict[str, float], kind: str, writer: Any, **extra: float) -> None:
         with open(self.work / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "kind": kind, **extra, **{name: round(value, 6) for name, value in row.items()}}) + "\n")
         if writer is not None:
@@ -326,7 +325,7 @@ class Trainer:
         if self.processes.is_main:
             save_weights(self.work / "best.safetensors", weights)
 
-    def _validate(self, writer: SummaryWriter | None) -> None:
+    def _validate(self, writer: Any) -> None:
         if not self._runs_here():
             return
         numbers = evaluated(self.model, self.evaluate)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from nim4.config import RecipeError
 from nim4.report.benchmarks import as_markdown, newest
@@ -91,6 +92,36 @@ def test_training_steps(benchmark, tmp_path, model_config):
     assert record["data"]["size"].startswith("8 utterances")
     with pytest.raises(RecipeError, match="room for at least 2 utterances"):
         benchmark("train_step", *options, 0.001)
+
+
+def test_full_size_training_steps(benchmark, load_module):
+    options = ["--size", "ci", "--device", "cpu", "--batch-s", 20, "--steps", 2, "--compile", "false"]
+    rows = benchmark("train_full_size", *options)["rows"]
+    assert [(row["stage"][0], row["way"]) for row in rows] == [(stage, way) for stage in "34567" for way in ("ours", "naive")]
+    for ours, naive in zip(rows[::2], rows[1::2], strict=True):
+        assert ours["padding_percent"] < naive["padding_percent"]
+        assert naive["speed_to_naive"] == 1.0
+        same_work = ours["tflop_per_s"] / naive["tflop_per_s"]  # both train on the same utterances
+        assert ours["audio_s_per_s"] / naive["audio_s_per_s"] == pytest.approx(same_work, rel=1e-3)
+    full_size = load_module("full_size")
+    assert full_size.read_lengths(ROOT / "benchmarks" / "lengths.tsv") == full_size.draw_lengths()
+
+
+def test_operations_of_a_training_step(load_module):
+    """Against a count by hand of the parts that weigh: 2 per weight forward, 4 where a gradient passes, 6 where weights train."""
+    full_size = load_module("full_size")
+    model = full_size.make_model("ci", torch.device("cpu"))
+    batch = full_size.RandomBatches(model)(full_size.make_cuts([full_size.Lengths(2.0, 8), full_size.Lengths(1.0, 4)]), 0)
+    lens = full_size.row_lens(model, batch).tolist()
+    rows = model.rows(*model.speech(batch.x, batch.x_lens), batch.suffixes, batch.answers)
+    assert lens == rows[2].tolist()
+    encoder = 75 * sum(p.numel() for p in model.acoustic.encoder.parameters() if p.ndim > 1)
+    adaptor = 20 * sum(p.numel() for p in model.adaptor.parameters() if p.ndim > 1)
+    llm = sum(lens) * sum(p.numel() for p in model.llm.model.layers.parameters() if p.ndim > 1)
+    llm += sum(n * n for n in lens) * 32 * 2 + 12 * 500 * 32  # attention of 2 layers, output layer on 12 answers' ids
+    assert full_size.model_flops(model, "align", batch) == 2 * encoder + 6 * adaptor + 4 * llm
+    assert full_size.model_flops(model, "ia_sft", batch) == 2 * encoder + 6 * adaptor + 6 * llm
+    assert full_size.model_flops(model, "joint_sft", batch) == 6 * (encoder + adaptor + llm)
 
 
 def test_training_steps_without_manifests_name_the_command(benchmark, tmp_path):
