@@ -28,13 +28,13 @@ from nim4.corpus.batch import RewardBatch, eval_batches
 from nim4.corpus.feats import SAMPLING_RATE_HZ, Fbank
 from nim4.corpus.keywords import RewardExamples
 from nim4.corpus.manifest import load_cuts
+from nim4.corpus.noise import mix
 from nim4.corpus.text import split_tokens
 from nim4.model.asr import load_speech_llm
 from nim4.model.conformer import FULL_CONTEXT, Context
 from nim4.score.bootstrap import paired_difference
 from nim4.score.error_rate import edit_distance
 from nim4.stage import ROOT
-from nim4.train.augment import add_noise
 from nim4.train.cr_ctc import DEPLOYED
 from nim4.train.distributed import pick_device
 from nim4.train.grpo import Policy
@@ -116,12 +116,21 @@ def empty_batch(policy: Policy, count: int, level: float, rng: np.random.Generat
     )
 
 
+def under_noise(x: torch.Tensor, x_lens: torch.Tensor, snr_db: float, rng: np.random.Generator) -> torch.Tensor:
+    """(B, T, 80) log-Mel features under stationary noise, of another colour in each row."""
+    noisy = x.clone()
+    for row, length in enumerate(x_lens.tolist()):
+        powers = np.exp(rng.normal(0, 0.5, (length, x.shape[2])) + rng.normal() * np.linspace(-1, 1, x.shape[2])).astype(np.float32)
+        noisy[row, :length] = torch.from_numpy(mix(x[row, :length].numpy(), powers, snr_db))
+    return noisy
+
+
 def audio_of(policy: Policy, inventory: Any, cuts: list, args: argparse.Namespace, number: int) -> dict[str, list[RewardBatch]]:
     """The four kinds of audio of a round, the same for all models."""
     make = RewardExamples(inventory, policy.prompt, KeywordConfig(), SEED)
     clean = list(eval_batches(cuts, make, BATCH_S))
-    generator, rng = torch.Generator().manual_seed(SEED + number), np.random.default_rng(SEED + number)
-    noisy = [replace(batch, x=add_noise(batch.x, batch.x_lens, 1.0, (args.snr_db, 0.0), generator)) for batch in clean]
+    rng = np.random.default_rng(SEED + number)
+    noisy = [replace(batch, x=under_noise(batch.x, batch.x_lens, args.snr_db, rng)) for batch in clean]
     kinds = {"clean speech": clean, f"speech, {args.snr_db:g} dB": noisy}
     return kinds | {"noise": [empty_batch(policy, args.num_empty, 0.5, rng)], "silence": [empty_batch(policy, args.num_empty, 0.0, rng)]}
 

@@ -1,6 +1,6 @@
 """The door to Triton: the depthwise convolution of the encoder as one kernel per pass, on a GPU.
 
-torch's own depthwise convolution of long kernels takes a third of the encoder's training step, and it wants windows of chunks copied out.
+torch's own depthwise convolution of long kernels takes a fifth of the encoder's training step, and it wants windows of chunks copied out.
 Here a frame reads its neighbours where they are, those to the right as far as its chunk reaches; sums are in float32.
 Letters: B batch, S encoder frames, E channels, K taps, R = K // 2.
 """
