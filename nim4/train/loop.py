@@ -177,6 +177,7 @@ class Trainer:
         self._nonfinite_in_row = 0
         self._best = math.inf
         self._best_numbers: dict[str, float] = {}
+        self._last: tuple[int, dict[str, float]] = (0, {})  # the last validation: after which step, and its numbers
         self._sums: dict[str, float] = {}  # of the steps since the last row in metrics.jsonl
 
     def run(self) -> dict[str, float]:
@@ -329,6 +330,7 @@ class Trainer:
         if not self._runs_here():
             return
         numbers = evaluated(self.model, self.evaluate)
+        self._last = self.step, numbers
         if self.processes.is_main:
             self._write(numbers, "valid", writer)
         log.info("step %d, validation: %s", self.step, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
@@ -381,7 +383,8 @@ class Trainer:
             return {}
         averaged = [path for path in self.checkpoints.all() if checkpoint_step(path) > self._rewarmed_at][-self.config.average_last :]
         self._load(average_weights([path / WEIGHTS for path in averaged]), "averaged checkpoints")
-        numbers = mean_numbers = evaluated(self.model, self.evaluate)
+        is_last = [checkpoint_step(path) for path in averaged] == [self._last[0]]  # no mean, and measured a moment ago
+        numbers = mean_numbers = self._last[1] if is_last else evaluated(self.model, self.evaluate)
         chosen = f"mean of the checkpoints at steps {', '.join(str(checkpoint_step(path)) for path in averaged)}"
         if self._best < mean_numbers["score"]:
             self._load(read_weights(self.work / "best.safetensors"), "best.safetensors")
