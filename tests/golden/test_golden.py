@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from renew import CURVES, FOLDER, STEPS, deviation, make_data, run_curve
+from renew import CURVES, FOLDER, PRETRAIN, STEPS, deviation, make_data, run_curve
 
 TOLERANCE = 1e-3  # relative; the same code on another CPU differs by some 1e-5
 
@@ -16,21 +16,27 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def found(data):
+    """Every curve, made in order: those of later stages start from those of earlier ones."""
+    return {name: run_curve(name, data) for name in CURVES}
+
+
 def golden(name):
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_training_has_not_moved(data, name):
-    found = run_curve(name, data)
-    assert deviation(found, golden(name)) < TOLERANCE, f"found {found}"
+def test_training_has_not_moved(found, name):
+    assert deviation(found[name], golden(name)) < TOLERANCE, f"found {found[name]}"
 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_the_curve_is_one_of_learning(name):
     curve = golden(name)
     assert len(curve["loss"]) == STEPS
-    assert sum(curve["loss"][-3:]) < 0.7 * sum(curve["loss"][:3])
+    much = name in PRETRAIN or name == "align"  # the others start from what these have learned, at small rates
+    assert sum(curve["loss"][-3:]) < (0.7 if much else 1.0) * sum(curve["loss"][:3])
     assert ("cr" in curve) == (name == "pretrain_cr_ctc")
 
 
