@@ -31,7 +31,7 @@ ROOT = FOLDER.parent.parent
 STEPS = 20
 PRETRAIN = {"pretrain_cr_ctc": (), "pretrain_plain_ctc": ("train.cr_weight=0",)}  # curve: settings beside those of the size ci
 TUNING = {  # curve: the one it starts from, options beside the shared ones; in the order in which they are made
-    "align": ("pretrain_cr_ctc", [f"--model-config={ROOT / 'local/conf/model/ci.yaml'}"]),
+    "align": ("pretrain_cr_ctc", [f"--model-config={ROOT / 'local/conf/model/ci.yaml'}", f"--set=llm.name={ROOT / 'egs/mini/llm'}"]),
     "ia_sft": ("align", ["--snapshots=pretrain_cr_ctc"]),
     "joint_sft": ("ia_sft", []),
     "context_sft": ("joint_sft", [f"--entities={ROOT / 'egs/mini/words.txt'}", "--word-ends=joint_sft/word_ends.jsonl"]),
