@@ -10,6 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
 
+import torch
+
 from local.training_options import training_parser
 from nim4 import stage
 from nim4.config import AlignConfig, read_yaml
@@ -33,6 +35,7 @@ def main() -> None:
     with training_run("align", args, config, [] if folder.live else [args.init], encoder=str(snapshot.sha256)) as run:
         if run is None:
             return
+        torch.manual_seed(config.train.seed)  # the adaptor begins at random
         model, inventory = new_speech_llm(folder.path, config.adaptor, config.llm, folder.read(snapshot))
         run.fine_tune(model, config.train, Examples(inventory, model.prompt, config.train, noise=run.noise))
         run.save(model, inventory, config)
