@@ -120,7 +120,7 @@ def row(**changes):
         ([row(), row()], "one row per utterance, found more than one of u1"),
         ([row(), *({**row(), "id": f"x{i}"} for i in range(5))], "5 others: x0, x1, x2, ..."),
         ([{"id": "u1", "phones": "b"}], "row 1: expected 'error' as str | None, found keys id, phones"),
-        ([row(phones=None)], "row 1: expected 'phones' as text"),
+        ([row(phones=None)], "row 1: expected 'phones' or 'text'"),
         ([row(phones=["b"])], "row 1: expected 'phones' as str | None, found phones=['b']"),
         ([row(wall_s=float("nan"))], "row 1: expected 'wall_s' as float | None, found wall_s=nan"),
         ([row(wall_s=-1)], "found wall_s=-1"),

@@ -341,7 +341,7 @@ def test_evaluation_runs_without_dropout_and_leaves_the_model_training(manifest,
         evaluate=lambda: modes.append(model.training) or {"score": 1.0},
         after_step=lambda step: modes.append(model.training),
     )
-    assert modes == [True] * 4 + [False] + [True] * 4 + [False, True, False] + [False, False]
+    assert modes == [True] * 4 + [False] + [True] * 4 + [False, True, False] + [False]
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
