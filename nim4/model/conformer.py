@@ -194,7 +194,6 @@ class ChunkConvolution(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.reduce = nn.Linear(width, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self._on_gpu = _kernel()
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, E, S), E = conv_expansion D: the input of the depthwise convolution."""
@@ -207,8 +206,8 @@ class ChunkConvolution(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
         """(B, S, D) under `chunk_frames` (0 = whole utterance); frames outside `valid` (B, S) count as zeros."""
         x = self.gate(x).masked_fill(~valid[:, None], 0.0)
-        if x.is_cuda and self._on_gpu is not None:
-            return self.finish(self._on_gpu(x.transpose(1, 2), self.depthwise.weight[:, 0], self.depthwise.bias, chunk_frames).transpose(1, 2))
+        if x.is_cuda and _kernel() is not None:  # asked here: as an attribute it would keep the model from being copied
+            return self.finish(_kernel()(x.transpose(1, 2), self.depthwise.weight[:, 0], self.depthwise.bias, chunk_frames).transpose(1, 2))
         num_frames = x.shape[-1]
         if chunk_frames == 0 or chunk_frames >= num_frames:
             return self.finish(self.depthwise(F.pad(x, (self.reach, self.reach))))
