@@ -84,9 +84,6 @@ settings_of() { # settings_of FOLDER: the stage's part of --set, into own_set
     [ "$(owner_of "$setting")" != "$1" ] || own_set+=("--set=${setting#"${1#*_}".}")
   done
 }
-if_there() { # if_there OPTION FILE: both, into `made`, when the stage before has left the file; else nothing
-  if [ -f "$2" ]; then made=("$1" "$2"); else made=(); fi
-}
 owner_of() { # owner_of KEY=VALUE: the folder of the stage whose name the key begins with; without a name stage 3's
   for folder in "${trained[@]}"; do
     if [[ $1 == "${folder#*_}".* ]]; then echo "$folder" && return; fi
@@ -154,8 +151,8 @@ fi
 
 if stage 7 context_sft "names as hints, right ones and wrong ones"; then
   settings_of 7_context_sft
-  start=$(start_of 7_context_sft 6_joint_sft)
-  if_there --word-ends "$start/word_ends.jsonl"
+  start=$(start_of 7_context_sft 6_joint_sft) aligner=$(start_of 6_joint_sft 5_ia_sft) # before stage 6 the phoneme head fits its encoder
+  if [ -d "$aligner" ] && [ "$start" = "$exp/6_joint_sft" ]; then made=(--aligner "$aligner"); else made=(); fi
   $launch local/07_context_sft.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/7_context_sft" \
     --language "$language" ${entities:+--entities "$entities"} "${made[@]}" "${own_set[@]}"
 fi
@@ -163,7 +160,7 @@ fi
 if stage 8 grpo "reinforcement learning on its own transcripts"; then
   settings_of 8_grpo
   start=$(start_of 8_grpo 7_context_sft)
-  if_there --entities "$start/entities.jsonl"
+  if [ -f "$start/entities.jsonl" ]; then made=(--entities "$start/entities.jsonl"); else made=(); fi
   $launch local/08_grpo.py "${training[@]}" --init "$start" --out "$exp/8_grpo" \
     "${made[@]}" "${own_set[@]}"
 fi

@@ -6,6 +6,7 @@ unfinished speech when it streams; where their words end is aligned first, and k
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
@@ -15,11 +16,9 @@ from nim4 import stage
 from nim4.config import JointSftConfig
 from nim4.corpus.examples import Examples
 from nim4.corpus.g2p import LANGUAGES
-from nim4.corpus.manifest import load_cuts
 from nim4.model.asr import load_speech_llm
 from nim4.train.drift import DriftAlarm
 from nim4.train.fine_tuning import read_settings, training_run
-from nim4.train.word_ends import word_ends
 
 
 def main() -> None:
@@ -31,11 +30,10 @@ def main() -> None:
         if run is None:
             return
         model, inventory = load_speech_llm(args.init, run.peers.device)
-        ends = None
-        if config.train.partial_prob > 0:
-            cuts = [cut for source in run.sources for cut in load_cuts(source.path)]
-            ends = word_ends(cuts, args.language, model.acoustic, inventory, run.work, run.peers)
+        ends: dict[str, Sequence[tuple[int, int]]] = {}
         examples = Examples(inventory, model.prompt, config.train, ends, noise=run.noise)
+        if config.train.partial_prob > 0:
+            ends |= run.word_ends(config.train, examples, args.language, model.acoustic, inventory)
         alarm = DriftAlarm(model, run.valid_batches(examples), config.drift_frames, config.drift_alarm)
         run.fine_tune(model, config.train, examples, also=alarm.measure, sharded_methods=("encode",))
         run.save(model, inventory, config)

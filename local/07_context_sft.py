@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
@@ -20,11 +21,12 @@ from nim4 import stage
 from nim4.config import ContextSftConfig, EntityConfig, RecipeError
 from nim4.corpus.entities import Entity, candidates, choose_by_rule, collect_phrases, read_entities, read_word_list, save_entities, with_phones
 from nim4.corpus.entity_filter import Endpoint, choose_by_model
-from nim4.corpus.examples import Examples, WordEnds
+from nim4.corpus.examples import Examples
 from nim4.corpus.g2p import LANGUAGES, Lexicon
 from nim4.corpus.hints import Hints
 from nim4.corpus.manifest import load_cuts
 from nim4.model.asr import load_speech_llm
+from nim4.model.checkpoint import load_model
 from nim4.train.fine_tuning import TrainingRun, read_settings, training_run
 
 log = logging.getLogger("nim4")
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--entity-model", default=None, help="chat model to ask there")
     parser.add_argument("--entity-cache", type=Path, default=None, help="file of its answers; none = entity_cache.jsonl beside --out")
-    parser.add_argument("--word-ends", type=Path, default=None, help="word_ends.jsonl of stage 6, for train.partial_prob above 0")
+    parser.add_argument("--aligner", type=Path, default=None, help="model folder that finds words' ends for train.partial_prob; none = --init")
     return parser
 
 
@@ -67,27 +69,24 @@ def find_entities(args: argparse.Namespace, config: EntityConfig, listed: list[s
     return entities
 
 
-def read_word_ends(path: Path) -> WordEnds:
-    """Word ends as stage 6 keeps them; utterances that have none are never cut."""
-    return {row["id"]: row["ends"] for row in stage.read_jsonl(path) if "ends" in row}
-
-
 def main() -> None:
     args = build_parser().parse_args()
     config = read_settings(ContextSftConfig, args, "context_sft")
     if (args.entity_endpoint is None) != (args.entity_model is None):
         raise RecipeError("--entity-endpoint", expected="--entity-model with it", found="only one of the two", fix="give both or none")
-    if config.train.partial_prob > 0 and args.word_ends is None:
-        raise RecipeError("train.partial_prob", expected="--word-ends with it", found="none", fix="give word_ends.jsonl of stage 6, or set it to 0")
     listed = read_word_list(args.entities) if args.entities else []
-    inputs = [args.init, *(path for path in (args.entities, args.word_ends) if path)]
+    inputs = [args.init, *(path for path in (args.entities, args.aligner) if path)]
     with training_run("context_sft", args, config, inputs, language=args.language, entity_model=args.entity_model or "") as run:
         if run is None:
             return
         hints = Hints(find_entities(args, config.entities, listed, run), config.hints)
         model, inventory = load_speech_llm(args.init, run.peers.device)
-        ends = read_word_ends(args.word_ends) if args.word_ends else None
-        run.fine_tune(model, config.train, Examples(inventory, model.prompt, config.train, ends, hints, run.noise))
+        ends: dict[str, Sequence[tuple[int, int]]] = {}
+        examples = Examples(inventory, model.prompt, config.train, ends, hints, run.noise)
+        if config.train.partial_prob > 0:
+            aligner = load_model(args.aligner, run.peers.device) if args.aligner else (model.acoustic, inventory)
+            ends |= run.word_ends(config.train, examples, args.language, *aligner)
+        run.fine_tune(model, config.train, examples)
         run.save(model, inventory, config)
 
 

@@ -8,10 +8,9 @@ with an error, and is scored as one.
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
@@ -28,6 +27,7 @@ from nim4.corpus.units import PhonemeInventory
 from nim4.decode.ctc import ENCODER_FRAME_MS, offline_log_probs, stream_cuts
 from nim4.decode.lexicon import LexiconSearch, join_words
 from nim4.decode.offline import decode_cuts, transcripts
+from nim4.decode.processes import processes_of_one_thread
 from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import WEIGHTS, load_model, read_model_config
 from nim4.model.conformer import Context
@@ -35,7 +35,6 @@ from nim4.model.ctc import PhonemeModel, collapse
 from nim4.score.record import hardware
 from nim4.train.distributed import pick_device
 
-log = stage.log
 CONFIGS = Path(__file__).resolve().parent / "conf" / "decode"
 
 
@@ -136,6 +135,7 @@ class Decoders:
 
     def __init__(self, folder: Path, device: torch.device, search: LexiconSearch | None, hotwords: list[str]):
         self._folder, self._device, self._search, self._hotwords = folder, device, search, hotwords
+        self._num_processes = processes_of_one_thread(device)
 
     @cached_property
     def _phoneme_model(self) -> tuple[PhonemeModel, PhonemeInventory]:
@@ -146,24 +146,29 @@ class Decoders:
         return load_speech_llm(self._folder, self._device)[0]
 
     def load(self, method: str) -> None:
-        """Loads what a method needs, so that a damaged folder is told before anything is written."""
+        """Loads what a method needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
         _ = self._phoneme_model if method == "ctc_greedy" else self._speech_llm
 
     def ctc(self, cuts: list[MonoCut], config: DecodeConfig, words: bool) -> Iterator[Outcome]:
         """Greedy phonemes, and words of the lexicon when asked for."""
         model, inventory = self._phoneme_model
+
+        def read_out(log_probs: np.ndarray) -> tuple[list[str], str | None]:
+            phones = inventory.decode(collapse(log_probs.argmax(-1).tolist()))
+            return phones, join_words(self._search.search(log_probs)) if words else None
+
+        def decode(recordings: Sequence[np.ndarray]) -> list[tuple[list[str], str | None]]:
+            return [read_out(log_probs) for log_probs in offline_log_probs(model, recordings)]
+
         if config.streaming:
-            torch.set_num_threads(1)  # a chunk is too little work to share: threads would mostly wait for each other
-            decoded = stream_cuts(cuts, model, Context(config.chunk_ms // ENCODER_FRAME_MS, config.left_context_chunks))
+            context = Context(config.chunk_ms // ENCODER_FRAME_MS, config.left_context_chunks)
+            rows = stream_cuts(cuts, model, context, read_out, self._num_processes)
         else:
-            decoded = decode_cuts(cuts, config.batch_s, partial(offline_log_probs, model))
-        for row in decoded:
-            started_s = time.perf_counter()
-            phones = [] if row.error else inventory.decode(collapse(row.result.argmax(-1).tolist()))
-            text = None if not words else "" if row.error else join_words(self._search.search(row.result))
-            wall_s = row.wall_s + time.perf_counter() - started_s
+            rows = decode_cuts(cuts, config.batch_s, decode, self._num_processes)
+        for row in rows:
+            phones, text = row.result or ([], "" if words else None)
             shown = [(heard_s, clock_s, " ".join(inventory.decode(labels))) for heard_s, clock_s, labels in row.shown]
-            yield Outcome(row.cut, phones, text, wall_s, shown, row.error)
+            yield Outcome(row.cut, phones, text, row.wall_s, shown, row.error)
 
     def llm(self, cuts: list[MonoCut], config: DecodeConfig) -> Iterator[Outcome]:
         """Text of the speech LLM from whole recordings."""
@@ -171,8 +176,8 @@ class Decoders:
         def decode(recordings: Sequence[np.ndarray]) -> list[str]:
             return transcripts(self._speech_llm, recordings, hints=[self._hotwords] * len(recordings), num_beams=config.num_beams)
 
-        for decoded in decode_cuts(cuts, config.batch_s, decode):
-            yield Outcome(decoded.cut, None, decoded.result, decoded.wall_s, [], decoded.error)
+        for row in decode_cuts(cuts, config.batch_s, decode, self._num_processes):
+            yield Outcome(row.cut, None, row.result, row.wall_s, [], row.error)
 
 
 def write_set(
@@ -200,11 +205,11 @@ def write_set(
         stage.write_jsonl(work / "events.jsonl", events)
     failed = sum(row["error"] is not None for row in hyps)
     if failed:
-        log.warning("%s: %d of %d utterances could not be decoded; their errors are in hyps.jsonl", name, failed, len(hyps))
-    done = model_folder / "done.json"
+        stage.log.warning("%s: %d of %d utterances could not be decoded; their errors are in hyps.jsonl", name, failed, len(hyps))
+    record = stage.read_json(model_folder / "done.json") if (model_folder / "done.json").is_file() else {}
     output.finish(
         model=str(model_folder),
-        model_step=stage.read_json(done).get("step") if done.is_file() else None,
+        model_step=record.get("step"),
         hardware=hardware(torch.get_num_threads()),
         failed=failed,
         command=" ".join(sys.argv),

@@ -5,6 +5,7 @@ the same set of utterances for 1 process with 2 micro-batches and for 2 processe
 epoch's order again and stepping over what was used, whatever data workers had read ahead.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -213,8 +214,8 @@ class TrainBatches:
         self._cuts = [(list(load_cuts(source.path)), source.weight) for source in sources]
         self._dataset, self._noise = _Collated(make), noise
         self._config, self._rank, self._world_size = config, rank, world_size
-        cuts = [cut for cuts, _ in self._cuts for cut in cuts]
-        self.num_utterances, self.hours = len(cuts), sum(cut.duration for cut in cuts) / 3600
+        self.cuts = [cut for cuts, _ in self._cuts for cut in cuts]
+        self.num_utterances, self.hours = len(self.cuts), sum(cut.duration for cut in self.cuts) / 3600
         if config.long_weight < 1:
             raise RecipeError("train.long_weight", expected="at least 1", found=config.long_weight, fix="1 takes all utterances alike")
         if config.long_weight > 1:  # what comes more than once is a source of its own
@@ -237,12 +238,12 @@ class TrainBatches:
                 chosen[position] = cut.with_id(f"{cut.id}-again{repeats[cut.id]}")
         return CutSet.from_cuts(chosen)
 
-    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[tuple[int, CutSet]]:
-        """This process's micro-batches of an epoch from `first_step` on; a last, incomplete step is left for another epoch's order."""
+    def _groups(self, epoch: int) -> Iterator[list[CutSet]]:
+        """The micro-batches of each step of an epoch, of all processes; a last, incomplete step is left for another epoch's order."""
         cuts = self._epoch_cuts(epoch)
         if self._noise is not None:  # the silence counts as audio: it decides how many utterances go into a batch
             cuts = CutSet.from_cuts(lengthened(cut, self._noise.added_s(epoch, cut.id)) for cut in cuts)
-        # Every process draws the whole order, as if it were alone; which part is its own is decided below.
+        # Every process draws the whole order, as if it were alone; which part is its own is decided later.
         is_sorted = epoch < self._config.short_first_epochs
         num_buckets = min(self._config.num_buckets, len(cuts) // 2)
         if is_sorted or num_buckets < 2:  # lhotse has no single bucket: as drawn, utterances of all lengths stand together
@@ -254,13 +255,25 @@ class TrainBatches:
             )
             sampler.set_epoch(epoch)
         group: list[CutSet] = []
-        group_size, step = self._config.accum * self._world_size, 0
         for cuts_of_batch in sampler:
             group.append(cuts_of_batch)
-            if len(group) == group_size:
-                if step >= first_step:
-                    yield from ((epoch, cuts) for cuts in group[self._rank :: self._world_size])
-                group, step = [], step + 1
+            if len(group) == self._config.accum * self._world_size:
+                yield group
+                group = []
+
+    def _own_cuts(self, epoch: int, first_step: int) -> Iterator[tuple[int, CutSet]]:
+        """This process's micro-batches of an epoch from `first_step` on."""
+        for group in itertools.islice(self._groups(epoch), first_step, None):
+            yield from ((epoch, cuts) for cuts in group[self._rank :: self._world_size])
+
+    def planned(self, num_steps: int) -> Iterator[tuple[int, Cut]]:
+        """The (epoch, utterance) pairs of the first `num_steps` steps, of all processes; nothing is read for it."""
+        for epoch in itertools.count():
+            groups = list(itertools.islice(self._groups(epoch), num_steps))
+            yield from ((epoch, cut) for group in groups for cuts in group for cut in cuts)
+            num_steps -= len(groups)
+            if num_steps == 0 or not groups:
+                return
 
     def steps(self, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, int, list[Batch]]]:
         """Yields (epoch, step within the epoch, micro-batches) for ever, from the given place on.

@@ -5,13 +5,13 @@ What chance decides about an utterance follows from (seed, epoch, its id) alone,
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from nim4.config import RecipeError, SftConfig
-from nim4.corpus.batch import Batch, TextBatch, collate, disturb_of
+from nim4.corpus.batch import Batch, Cut, TextBatch, collate, disturb_of
 from nim4.corpus.manifest import MonoCut
-from nim4.corpus.noise import Noise
+from nim4.corpus.noise import Fate, Noise
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import PhonemeInventory
 
@@ -30,7 +30,7 @@ class Examples:
         inventory: of the phonemes, which the manifests bring.
         prompt: of the language model's tokenizer.
         config: `seed`, `partial_prob` and `partial_chunk_frames` count.
-        word_ends: needed when `partial_prob` is above 0.
+        word_ends: needed when `partial_prob` is above 0; it may be filled later, see `cut_ids`.
         hints: draws an utterance's hints; None = no utterance has any.
         noise: what is mixed into the speech; None = nothing.
     Raises:
@@ -58,11 +58,8 @@ class Examples:
         for row, cut in enumerate(cuts):
             text, partial, hints = cut.supervisions[0].text or "", False, []
             if epoch >= 0:
-                rng = random.Random(f"{self._config.seed} {epoch} {cut.id} example")
-                fate = self._noise.fate(epoch, cut.id) if self._noise else None
-                text = text if fate is None or fate.is_speech else ""
-                hints = self._hints(text, rng) if self._hints else []
-                if rng.random() < self._config.partial_prob:
+                rng, fate, text, hints, is_cut = self._drawn(cut, epoch)
+                if is_cut:
                     shift = 0 if fate is None else -(-fate.left_frames // SUBSAMPLING)
                     x_lens[row], text, partial = self._cut_short(cut.id, int(x_lens[row]), text, shift, rng)
             suffixes.append(self._prompt.suffix(hints, partial=partial))
@@ -75,6 +72,19 @@ class Examples:
         parts |= {"x": x, "x_lens": x_lens}
         return TextBatch(**parts, suffixes=suffixes, answers=answers, texts=texts)
 
+    def cut_ids(self, planned: Iterable[tuple[int, Cut]]) -> set[str]:
+        """Of (epoch, utterance) pairs to come, the ids of those that will be cut short: what `word_ends` has to know."""
+        cut_short = {cut.id for epoch, cut in planned if self._drawn(cut, epoch)[-1]}
+        return cut_short | set(map(_original_id, cut_short))
+
+    def _drawn(self, cut: Cut, epoch: int) -> tuple[random.Random, Fate | None, str, list[str], bool]:
+        """What chance decides: (where more is drawn from, what the noise does, text, hints, whether the utterance is cut short)."""
+        rng = random.Random(f"{self._config.seed} {epoch} {cut.id} example")
+        fate = self._noise.fate(epoch, cut.id) if self._noise else None
+        text = (cut.supervisions[0].text or "") if fate is None or fate.is_speech else ""
+        hints = self._hints(text, rng) if self._hints else []
+        return rng, fate, text, hints, rng.random() < self._config.partial_prob
+
     def _cut_short(self, name: str, num_frames: int, text: str, shift: int, rng: random.Random) -> tuple[int, str, bool]:
         """Speech up to a chunk boundary, and the words whose phonemes are over one frame before it; whole when there is no boundary.
 
@@ -83,9 +93,14 @@ class Examples:
         chunk = self._config.partial_chunk_frames
         num_boundaries = (num_frames - 1) // (SUBSAMPLING * chunk)
         known = self._word_ends or {}
-        ends = known.get(name, known.get(re.sub(r"-again\d+$", "", name)))  # how TrainBatches names a second copy
+        ends = known.get(name, known.get(_original_id(name)))
         if num_boundaries == 0 or ends is None:
             return num_frames, text, False
         boundary = chunk * rng.randint(1, num_boundaries)
         spoken = [where for where, last_frame in ends if last_frame + shift <= boundary - 2]
         return SUBSAMPLING * boundary, text[: spoken[-1]] if spoken and text else "", True
+
+
+def _original_id(name: str) -> str:
+    """Of a second copy, the id of the utterance, see TrainBatches; of others their own, unless it looks like a copy's."""
+    return re.sub(r"-again\d+$", "", name)

@@ -4,7 +4,8 @@ A stream goes through the same code as a microphone would: samples, streaming fe
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, StreamingFbank, read_samples
 from nim4.corpus.manifest import MonoCut
-from nim4.decode.offline import Decoded, features_of
+from nim4.decode.offline import Decoded, Result, features_of
+from nim4.decode.processes import in_processes
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
 
@@ -85,24 +87,31 @@ class StreamingCtc:
         return log_probs
 
 
-def stream_cuts(cuts: Sequence[MonoCut], model: PhonemeModel, context: Context) -> Iterator[Decoded[np.ndarray]]:
+def stream_cuts(
+    cuts: Sequence[MonoCut], model: PhonemeModel, context: Context, read_out: Callable[[np.ndarray], Result], num_processes: int = 1
+) -> Iterator[Decoded[Result]]:
     """Every cut as a stream with a simulated speaker: a chunk can be decoded when it has been spoken, and compute is waited for.
 
-    The result is the (S, V) float32 log-probabilities of all chunks.
+    Args:
+        read_out: makes the result of a stream at its end from the (S, V) float32 log-probabilities of all chunks.
     """
+    return in_processes(partial(_stream, model=model, context=context, read_out=read_out), cuts, num_processes)
+
+
+def _stream(cut: MonoCut, model: PhonemeModel, context: Context, read_out: Callable[[np.ndarray], Result]) -> Decoded[Result]:
+    try:
+        samples = read_samples(cut)
+    except UNREADABLE as error:
+        return Decoded(cut, None, 0.0, repr(error))
     piece = context.chunk_frames * ENCODER_FRAME_MS * SAMPLING_RATE_HZ // 1000
-    for cut in cuts:
-        try:
-            samples = read_samples(cut)
-        except UNREADABLE as error:
-            yield Decoded(cut, None, 0.0, repr(error))
-            continue
-        session, outputs, shown, clock_s, wall_s = StreamingCtc(model, context), [], [], 0.0, 0.0
-        for start in [*range(0, len(samples), piece), None]:
-            heard_s = (len(samples) if start is None else min(start + piece, len(samples))) / SAMPLING_RATE_HZ
-            started_s = time.perf_counter()
-            outputs.append(session.finish() if start is None else session.accept(samples[start : start + piece]))
-            took_s = time.perf_counter() - started_s
-            wall_s, clock_s = wall_s + took_s, max(clock_s, heard_s) + took_s
-            shown.append((heard_s, clock_s, list(session.phones)))
-        yield Decoded(cut, torch.cat(outputs).numpy(), wall_s, None, shown)
+    session, outputs, shown, clock_s, wall_s = StreamingCtc(model, context), [], [], 0.0, 0.0
+    for start in [*range(0, len(samples), piece), None]:
+        heard_s = (len(samples) if start is None else min(start + piece, len(samples))) / SAMPLING_RATE_HZ
+        started_s = time.perf_counter()
+        outputs.append(session.finish() if start is None else session.accept(samples[start : start + piece]))
+        took_s = time.perf_counter() - started_s
+        wall_s, clock_s = wall_s + took_s, max(clock_s, heard_s) + took_s
+        shown.append((heard_s, clock_s, list(session.phones)))
+    started_s = time.perf_counter()
+    result = read_out(torch.cat(outputs).numpy())
+    return Decoded(cut, result, wall_s + time.perf_counter() - started_s, None, shown)

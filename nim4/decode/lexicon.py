@@ -14,8 +14,6 @@ from nim4.corpus.g2p import Lexicon
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.ctc import BLANK
 
-NEVER = -1e30
-
 
 class LexiconSearch:
     """Viterbi search over `words`, each a chain of phonemes with optional blanks, in a loop.
@@ -42,16 +40,19 @@ class LexiconSearch:
                 labels += [phone, BLANK]
             labels.pop()
             ends.append(len(labels) - 1)
-        self._labels, self._starts, self._ends = np.array(labels), np.array(starts), np.array(ends)
-        inside = np.ones(len(labels), dtype=bool)  # states that another state of the same word comes before
-        inside[0] = False
-        inside[self._starts] = False
-        self._inside = inside
-        # A blank may be stepped over between two different phonemes.
-        self._can_skip = np.zeros(len(labels), dtype=bool)
-        self._can_skip[2:] = inside[2:] & inside[1:-1] & (self._labels[2:] != BLANK) & (self._labels[2:] != self._labels[:-2])
-        # A word may follow another without a blank only if the phonemes where they meet differ.
-        self._clash = self._labels[self._ends][None, :] == self._labels[self._starts][:, None]  # (next word, word before)
+        self._labels = np.array(labels)
+        # Within a word: a state is kept, or reached from the one before; a blank may be stepped over between two different phonemes.
+        may_step, may_skip = np.ones(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
+        may_step[[0, *starts]] = False
+        may_skip[2:] = may_step[2:] & may_step[1:-1] & (self._labels[2:] != BLANK) & (self._labels[2:] != self._labels[:-2])
+        self._step_cost, self._skip_cost = _cost(may_step), _cost(may_skip)
+        # Between words: from the blank, or from the end of a word (columns), into the blank or the start of a word (rows). A word may
+        # follow another without a blank only if the phonemes where they meet differ.
+        self._sources, self._targets = np.array([0, *ends]), np.array([0, *starts])
+        meet = self._labels[self._sources][None, :] != self._labels[self._targets][:, None]
+        meet[0, :] = meet[:, 0] = True
+        self._between_cost = _cost(meet)
+        self._word_score = np.array([0.0] + [-math.log(len(pronunciations))] * len(readings))
 
     @classmethod
     def of_file(cls, path: Path, inventory: PhonemeInventory) -> "LexiconSearch":
@@ -65,40 +66,40 @@ class LexiconSearch:
 
     def search(self, log_probs: np.ndarray) -> list[str]:
         """The best words for (S, V) log-probabilities; none for no frames, or where blanks are best."""
-        num_states = len(self._labels)
-        score = np.full(num_states, NEVER)
+        emitted = log_probs[:, self._labels].astype(np.float64)
+        num_frames, num_states = emitted.shape
+        states, rows = np.arange(num_states), np.arange(len(self._targets))
+        came_from = np.empty((num_frames, num_states), dtype=np.int64)
+        ways = np.full((3, num_states), -np.inf)  # staying, from the state before, from the one before that
+        score = np.full(num_states, -np.inf)
         score[0] = 0.0
-        history = np.full(num_states, -1)  # index into `links` of the last word begun
-        links: list[tuple[int, int]] = []  # (index of the link before, reading)
-        for frame in log_probs:
-            candidates = np.full((3, num_states), NEVER)
-            candidates[0] = score
-            candidates[1, 1:][self._inside[1:]] = score[:-1][self._inside[1:]]
-            candidates[2, 2:][self._can_skip[2:]] = score[:-2][self._can_skip[2:]]
-            choice = candidates.argmax(0)
-            best = candidates[choice, np.arange(num_states)]
-            new_history = history[np.arange(num_states) - choice]
-            # Between words: from the end of any word into the blank, or from blank or another word's end into a word.
-            end_scores = score[self._ends]
-            leaving = int(end_scores.argmax())
-            if end_scores[leaving] > best[0]:
-                best[0], new_history[0] = end_scores[leaving], history[self._ends[leaving]]
-            before = np.where(self._clash, NEVER, end_scores[None, :])
-            word_before = before.argmax(1)
-            direct = before[np.arange(len(word_before)), word_before]
-            entering = np.maximum(direct, score[0]) + self._word_score
-            for reading in np.flatnonzero(entering > best[self._starts]):
-                state = self._starts[reading]
-                origin = self._ends[word_before[reading]] if direct[reading] > score[0] else 0
-                links.append((int(history[origin]), int(reading)))
-                best[state], new_history[state] = entering[reading], len(links) - 1
-            score, history = best + frame[self._labels], new_history
-        final = max([0, *self._ends], key=lambda state: score[state])
-        words, link = [], int(history[final])
-        while link >= 0:
-            link, reading = links[link]
-            words.append(self._words[reading])
+        for frame in range(num_frames):
+            ways[0] = score
+            ways[1, 1:] = score[:-1] + self._step_cost[1:]
+            ways[2, 2:] = score[:-2] + self._skip_cost[2:]
+            origin = states - ways.argmax(0)
+            best = ways.max(0)
+            between = score[self._sources] + self._between_cost
+            last = between.argmax(1)
+            entering = between[rows, last] + self._word_score
+            entered = entering > best[self._targets]
+            origin[self._targets] = np.where(entered, self._sources[last], origin[self._targets])
+            best[self._targets] = np.where(entered, entering, best[self._targets])
+            came_from[frame] = origin
+            score = best + emitted[frame]
+        state = self._sources[score[self._sources].argmax()]
+        word_at, words = dict(zip(self._targets[1:].tolist(), self._words, strict=True)), []
+        for frame in range(num_frames - 1, -1, -1):
+            before = came_from[frame, state]
+            if before != state and int(state) in word_at:  # the start of a word is reached from outside it alone
+                words.append(word_at[int(state)])
+            state = before
         return words[::-1]
+
+
+def _cost(allowed: np.ndarray) -> np.ndarray:
+    """What a step adds to a score: nothing where it is allowed, else minus infinity."""
+    return np.where(allowed, 0.0, -np.inf)
 
 
 def join_words(words: Sequence[str]) -> str:

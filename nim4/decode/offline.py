@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nim4.corpus.feats import UNREADABLE, Fbank, read_samples
 from nim4.corpus.manifest import MonoCut
+from nim4.decode.processes import in_processes
 from nim4.model.asr import SpeechLlm
 
 Result = TypeVar("Result")
@@ -35,31 +37,29 @@ class Decoded(Generic[Result]):
     shown: Sequence[tuple[float, float, list[int]]] = ()
 
 
-def decode_cuts(cuts: Sequence[MonoCut], batch_s: float, decode: DecodeBatch) -> Iterator[Decoded]:
+def decode_cuts(cuts: Sequence[MonoCut], batch_s: float, decode: DecodeBatch[Result], num_processes: int = 1) -> Iterator[Decoded[Result]]:
     """All of `cuts`, longest first, in batches of at most `batch_s` padded seconds; audio that cannot be read is a result with an error."""
-    waiting: list[tuple[MonoCut, np.ndarray]] = []
-
-    def flush() -> Iterator[Decoded]:
-        if not waiting:
-            return
-        started_s = time.perf_counter()
-        results = decode([samples for _, samples in waiting])
-        wall_s = time.perf_counter() - started_s
-        audio_s = sum(cut.duration for cut, _ in waiting)
-        for (cut, _), result in zip(waiting, results, strict=True):
-            yield Decoded(cut, result, wall_s * cut.duration / audio_s, None)
-        waiting.clear()
-
+    batches: list[list[MonoCut]] = []
     for cut in sorted(cuts, key=lambda cut: (-cut.duration, cut.id)):
+        if not batches or batches[-1][0].duration * (len(batches[-1]) + 1) > batch_s:
+            batches.append([])
+        batches[-1].append(cut)
+    for decoded in in_processes(partial(_decode_batch, decode=decode), batches, num_processes):
+        yield from decoded
+
+
+def _decode_batch(cuts: Sequence[MonoCut], decode: DecodeBatch[Result]) -> list[Decoded[Result]]:
+    unreadable, read = [], []
+    for cut in cuts:
         try:
-            samples = read_samples(cut)
+            read.append((cut, read_samples(cut)))
         except UNREADABLE as error:
-            yield Decoded(cut, None, 0.0, repr(error))
-            continue
-        if waiting and waiting[0][0].duration * (len(waiting) + 1) > batch_s:
-            yield from flush()
-        waiting.append((cut, samples))
-    yield from flush()
+            unreadable.append(Decoded(cut, None, 0.0, repr(error)))
+    started_s = time.perf_counter()
+    results = decode([samples for _, samples in read]) if read else []
+    wall_s = time.perf_counter() - started_s
+    audio_s = sum(cut.duration for cut, _ in read)
+    return unreadable + [Decoded(cut, result, wall_s * cut.duration / audio_s, None) for (cut, _), result in zip(read, results, strict=True)]
 
 
 def features_of(recordings: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -149,8 +149,8 @@ class SpeechLlm(nn.Module):
 
 
 def max_answer_tokens(speech_tokens: int) -> int:
-    """Limit of an answer's length: nobody says more than 4 tokens in 160 ms (ours)."""
-    return 8 + 4 * speech_tokens
+    """Limit of an answer's length: nobody says more than 2 tokens in 160 ms for long (ours). What loops ends there."""
+    return 8 + 2 * speech_tokens
 
 
 def new_speech_llm(folder: Path, adaptor: AdaptorConfig, llm: LlmConfig, acoustic_weights: dict[str, Tensor]) -> tuple[SpeechLlm, PhonemeInventory]:

@@ -76,14 +76,25 @@ def chunk_mask(num_frames: int, context: Context, device: torch.device) -> Tenso
     return mask & (distance <= context.left_chunks) if context.left_chunks >= 0 else mask
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of (B, H, S, D/H) at integer `positions` (S,)."""
-    half = x.shape[-1] // 2
-    frequencies = torch.exp(torch.arange(half, device=x.device, dtype=torch.float32) * (-math.log(10_000.0) / half))
-    angles = positions.to(torch.float32)[:, None] * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+class Rotation(NamedTuple):
+    """Rotary position embedding (arXiv 2104.09864) of S positions, the same in all blocks: cosines and sines, each (S, D/2H) float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, num_positions: int, head_dim: int, device: torch.device) -> "Rotation":
+        """Positions 0 to `num_positions` - 1."""
+        half = head_dim // 2
+        frequencies = torch.exp(torch.arange(half, device=device, dtype=torch.float32) * (-math.log(10_000.0) / half))
+        angles = torch.arange(num_positions, device=device, dtype=torch.float32)[:, None] * frequencies
+        return cls(angles.cos(), angles.sin())
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(B, H, S_x, D/H) on the last S_x positions."""
+        first, second = x.chunk(2, dim=-1)
+        cos, sin = (part[len(part) - x.shape[2] :].to(x.dtype) for part in self)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def check_shape(config: ConformerConfig) -> None:
@@ -153,14 +164,10 @@ class Attention(nn.Module):
         """(B, S, D) -> query, key, value, each (B, H, S, D/H), without positions."""
         return self._heads(self.query(self.norm_q(x))), self._heads(self.key(self.norm_k(x))), self._heads(self.value(self.norm_v(x)))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Queries stand on the last S_q of the S_k key positions. `mask`: broadcastable to (B, 1, S_q, S_k), True = may attend."""
-        num_queries, num_keys = query.shape[2], key.shape[2]
-        positions = torch.arange(num_keys, device=key.device)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, mask: Tensor) -> Tensor:
+        """Queries stand on the last S_q of the S_k positions of `rotation`. `mask`: broadcastable to (B, 1, S_q, S_k), True = may attend."""
         dropout = self.attention_dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(
-            rotate(query, positions[num_keys - num_queries :]), rotate(key, positions), value, attn_mask=mask, dropout_p=dropout
-        )
+        x = F.scaled_dot_product_attention(rotation.apply(query), rotation.apply(key), value, attn_mask=mask, dropout_p=dropout)
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
 
 
@@ -229,19 +236,21 @@ class ConformerBlock(nn.Module):
         self.ffn2 = FeedForward(config)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, x: Tensor, mask: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
         x = x + 0.5 * self.ffn1(x)
-        x = x + self.attention.attend(*self.attention.project(x), mask)
+        x = x + self.attention.attend(*self.attention.project(x), rotation, mask)
         x = x + self.conv(x, valid, chunk_frames)
         x = x + 0.5 * self.ffn2(x)
         return self.norm(x)
 
-    def forward_chunk(self, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor, conv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward_chunk(
+        self, x: Tensor, rotation: Rotation, mask: Tensor, keys: Tensor, values: Tensor, conv: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One chunk; returns the output and the next keys, values and convolution cache of the same sizes."""
         x = x + 0.5 * self.ffn1(x)
         query, key, value = self.attention.project(x)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-        x = x + self.attention.attend(query, key, value, mask)
+        x = x + self.attention.attend(query, key, value, rotation, mask)
         y, conv = self.conv.forward_chunk(x, conv)
         x = x + y
         x = x + 0.5 * self.ffn2(x)
@@ -279,8 +288,9 @@ class Conformer(nn.Module):
         valid = valid_mask(out_lens, num_frames)
         # Every frame attends at least to itself: a padded frame without any key would be NaN, and NaN spreads.
         mask = (chunk_mask(num_frames, context, x.device) & valid[:, None]) | torch.eye(num_frames, dtype=torch.bool, device=x.device)
+        rotation = Rotation.of(num_frames, self.config.dim // self.config.num_heads, x.device)
         for block in self.blocks:
-            x = block(x, mask[:, None], valid, context.chunk_frames)
+            x = block(x, rotation, mask[:, None], valid, context.chunk_frames)
         return x, out_lens
 
     def initial_state(self, batch_size: int, context: Context) -> ConformerState:
@@ -312,9 +322,10 @@ class Conformer(nn.Module):
         num_frames, left = x.shape[1], state.keys[0].shape[2]
         cached = torch.arange(left, device=x.device) >= left - state.filled[:, None]  # (B, left)
         mask = torch.cat([cached, cached.new_ones(x.shape[0], num_frames)], dim=1)[:, None, None]
+        rotation = Rotation.of(left + num_frames, self.config.dim // self.config.num_heads, x.device)
         keys, values, conv = [], [], []
         for block, *caches in zip(self.blocks, state.keys, state.values, state.conv, strict=True):
-            x, key, value, conv_inputs = block.forward_chunk(x, mask, *caches)
+            x, key, value, conv_inputs = block.forward_chunk(x, rotation, mask, *caches)
             keys.append(key)
             values.append(value)
             conv.append(conv_inputs)

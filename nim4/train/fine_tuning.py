@@ -15,17 +15,19 @@ import torch
 
 from nim4.config import Config, OptimConfig, RecipeError, SftConfig, as_dict, load, read_yaml
 from nim4.corpus.batch import MakeBatch, Source, TrainBatches, eval_batches, parse_sources
-from nim4.corpus.examples import Examples
+from nim4.corpus.examples import Examples, WordEnds
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.asr import SpeechLlm
+from nim4.model.ctc import PhonemeModel
 from nim4.stage import StageOutput, git_commit, read_json, write_json
 from nim4.train.distributed import Processes, processes, whole_weights
 from nim4.train.loop import Trainer
 from nim4.train.roles import ROLES, assign_roles
 from nim4.train.sft import sft_loss, validate_sft
 from nim4.train.speed import RESUMABLE
+from nim4.train.word_ends import word_ends
 
 log = logging.getLogger("nim4")
 VALID_BATCH_S = 120.0  # audio per validation batch
@@ -82,6 +84,16 @@ class TrainingRun:
     def validate(self, model: SpeechLlm, examples: Examples) -> dict[str, float]:
         """Validation numbers, see validate_sft."""
         return validate_sft(model, self.valid_batches(examples), self.peers.device)
+
+    def word_ends(self, config: SftConfig, examples: Examples, language: str, model: PhonemeModel, inventory: PhonemeInventory) -> WordEnds:
+        """Where words end in the utterances that `examples` will cut short in the steps of `config`.
+
+        Args:
+            language, model, inventory: see nim4/train/word_ends.py.
+        """
+        batches = TrainBatches(self.sources, examples, config, self.peers.rank, self.peers.world_size, self.noise)
+        wanted = examples.cut_ids(batches.planned(config.max_steps))
+        return word_ends(batches.cuts, wanted, language, model, inventory, self.work, self.peers)
 
     def fine_tune(
         self, model: SpeechLlm, config: SftConfig, examples: Examples, also: Callable[[], dict[str, float]] = dict, **hooks: Any

@@ -9,7 +9,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from nim4.stage import read_jsonl, write_jsonl
 from nim4.train.distributed import Processes
 
 log = logging.getLogger("nim4")
-BATCH_S = 300.0  # padded audio aligned at once
+BATCH_S = 60.0  # padded audio aligned at once; more no longer fits the cache of a CPU
 PHONES_PER_HAN = 2  # of a Mandarin syllable
 
 # where a word ends in the text, and the number of phonemes up to its end
@@ -113,16 +113,19 @@ def _last_frames(batch: Batch, model: PhonemeModel, device: torch.device) -> lis
     return found
 
 
-def word_ends(cuts: Sequence[MonoCut], language: str, model: PhonemeModel, inventory: PhonemeInventory, work: Path, peers: Processes) -> WordEnds:
-    """Word ends of the training utterances, from `work`/word_ends.jsonl if an earlier run of the same stage left it there.
+def word_ends(
+    cuts: Sequence[MonoCut], wanted: Set[str], language: str, model: PhonemeModel, inventory: PhonemeInventory, work: Path, peers: Processes
+) -> WordEnds:
+    """Word ends of training utterances, from `work`/word_ends.jsonl if an earlier run of the same stage left all of them there.
 
     Args:
-        cuts: all of them, on every process; each process aligns its share. An id that two utterances have is never cut.
+        cuts: all utterances, on every process; each process aligns its share. An id that two of them have is never cut.
+        wanted: ids of those to align; others are passed over.
         language: how stage 2 read the texts.
     """
     path = work / "word_ends.jsonl"
-    if not peers.from_main(path.is_file()):
-        times = Counter(cut.id for cut in cuts)
+    times = Counter(cut.id for cut in cuts if cut.id in wanted)
+    if not peers.from_main(path.is_file() and times.keys() <= {row["id"] for row in read_jsonl(path)}):
         own = [cut for cut in cuts if times[cut.id] == 1][peers.rank :: peers.world_size]
         shares = peers.gather(find_word_ends(own, Lexicon(language), model, inventory, peers.device))
         if peers.is_main:
@@ -133,5 +136,5 @@ def word_ends(cuts: Sequence[MonoCut], language: str, model: PhonemeModel, inven
     rows = read_jsonl(path)
     reasons = Counter(row["reason"] for row in rows if "reason" in row)
     told = "".join(f"; {count} never: {reason}" for reason, count in reasons.most_common())
-    log.info("word ends: %d of %d utterances may be cut short%s", len(rows) - sum(reasons.values()), len(rows), told)
+    log.info("word ends: %d of the %d utterances drawn for it can be cut short%s", len(rows) - sum(reasons.values()), len(rows), told)
     return {row["id"]: [(end, frame) for end, frame in row["ends"]] for row in rows if "ends" in row}

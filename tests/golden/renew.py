@@ -34,7 +34,7 @@ TUNING = {  # curve: the one it starts from, options beside the shared ones; in 
     "align": ("pretrain_cr_ctc", [f"--model-config={ROOT / 'local/conf/model/ci.yaml'}", f"--set=llm.name={ROOT / 'egs/mini/llm'}"]),
     "ia_sft": ("align", ["--snapshots=pretrain_cr_ctc"]),
     "joint_sft": ("ia_sft", []),
-    "context_sft": ("joint_sft", [f"--entities={ROOT / 'egs/mini/words.txt'}", "--word-ends=joint_sft/word_ends.jsonl"]),
+    "context_sft": ("joint_sft", [f"--entities={ROOT / 'egs/mini/words.txt'}", "--aligner=ia_sft"]),
     "phoneme_head": ("context_sft", []),
 }
 CURVES = [*PRETRAIN, *TUNING]

@@ -131,7 +131,7 @@ def test_mistakes_are_told_in_one_line(context, options, tmp_path):
         ("--entities", tmp_path / "marks.txt"): "marks.txt, line 1: expected an entity",
         ("--entity-endpoint", "http://127.0.0.1:9"): "expected --entity-model with it",
         ("--entity-model", "qwen"): "expected --entity-model with it",
-        ("--set", "train.partial_prob=0.5"): "train.partial_prob: expected --word-ends with it",
+        ("--aligner", "nowhere"): "nowhere: expected the product of an earlier stage",
         ("--set", "train.long_weight=0.5"): "train.long_weight: expected at least 1",
         ("--set", "hints.keywords_prob=2.0"): "hints: expected probabilities",
     }
@@ -148,10 +148,18 @@ def test_no_entity_at_all(context, options, tmp_path):
     assert "expected at least one entity" in errors[0]
 
 
-def test_utterances_are_cut_where_stage_6_found_word_ends(context, options, tmp_path):
-    rows = [{"id": f"u{number:03d}", "ends": [[1, 5], [2, 9]]} for number in range(11)] + [{"id": "u011", "reason": "none"}]
-    (tmp_path / "word_ends.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    cut = ["--word-ends", tmp_path / "word_ends.jsonl", "--set", "train.partial_prob=1.0", "--set", "train.partial_chunk_frames=4"]
-    assert context(*options, *cut) == (0, [])
+def test_utterances_are_cut_where_the_aligner_finds_word_ends(context, trained, units, folders, tmp_path):
+    """On a corpus as stages 1 to 3 leave it: the texts are Chinese, the phonemes real."""
+    init = made_snapshots.aligned(tmp_path / "4", trained, folders / "llm")
+    (tmp_path / "names.txt").write_text("北京\n", encoding="utf-8")
+    options = [*tiny.sft_options(units, tmp_path, "context_sft", init, max_steps=2), "--entities", tmp_path / "names.txt"]
+    cut = ["--set", "train.partial_prob=1.0", "--set", "train.partial_chunk_frames=4"]
     assert context(*options, "--out", tmp_path / "whole") == (0, [])
-    assert weights(tmp_path / "model") != weights(tmp_path / "whole")
+    assert context(*options, *cut, "--out", tmp_path / "by_itself") == (0, [])
+    assert context(*options, *cut, "--aligner", trained, "--out", tmp_path / "by_another") == (0, [])
+    assert weights(tmp_path / "by_itself") != weights(tmp_path / "whole")
+    assert not (tmp_path / "whole" / "word_ends.jsonl").exists()
+    own, other = (read_jsonl(tmp_path / name / "word_ends.jsonl") for name in ("by_itself", "by_another"))
+    assert [row["id"] for row in own] == [row["id"] for row in other]
+    assert all([end for end, _ in row["ends"]] == [1, 2] for row in own + other)
+    assert own != other  # the first snapshot, and the end of stage 3

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import soundfile
 import tiny
+import torch
 from made_corpora import load_program, run_program
 
 from nim4.corpus.manifest import cuts_from_table, load_cuts, save_cuts
@@ -109,6 +110,22 @@ def test_audio_that_cannot_be_read_becomes_an_error_and_is_scored_as_deletions(d
     for record in records:
         assert record["ref_units"] == 16
         assert record["deletions"] >= 12
+
+
+def test_processes_change_nothing_but_the_times(decode, trained, units, tmp_path):
+    def without_times(rows):
+        return [{name: value for name, value in row.items() if name not in ("wall_s", "t_wall_s")} for row in rows]
+
+    products = []
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        out = tmp_path / str(num_threads)
+        assert decode(*options_for(trained, units, out), "--configs", "ctc_streaming") == (0, [])
+        assert read_json(out / "ctc_streaming" / "test" / "done.json")["hardware"].endswith(", 1 thread")
+        files = sorted((out / "ctc_streaming" / "test").glob("*.jsonl"))
+        products.append({path.name: without_times(read_jsonl(path)) for path in files})
+    assert products[0] == products[1]
+    assert len(products[0]["hyps.jsonl"]) == 4
 
 
 def damaged(trained, folder, damage):

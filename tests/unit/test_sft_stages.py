@@ -86,12 +86,12 @@ def test_joint_sft_cuts_utterances_short(command, trained, units, folders, tmp_p
     """On a corpus as stages 1 to 3 leave it: the texts are Chinese, the phonemes real."""
     init = aligned(tmp_path / "4", trained, folders / "llm")
     joint_sft = command("06_joint_sft")
-    shared = [*options(units, tmp_path, max_steps=3, partial_prob=1.0), "--init", init, "--out", tmp_path / "6"]
+    shared = [*options(units, tmp_path, max_steps=6, partial_prob=1.0), "--init", init, "--out", tmp_path / "6"]
     assert joint_sft(*shared) == (0, [])
     rows = read_jsonl(tmp_path / "6" / "word_ends.jsonl")
     assert len(rows) == 12
     assert all([end for end, _ in row["ends"]] == [1, 2] for row in rows)
-    assert "12 of 12 utterances may be cut short" in joint_sft.log
+    assert "12 of the 12 utterances drawn for it can be cut short" in joint_sft.log
     assert joint_sft(*shared, "--language", "en") == (0, [])
     assert 'rebuilding, language was "zh-en" and is "en"' in joint_sft.log
 

@@ -165,7 +165,7 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert value_of(pretrain, "--model-config") == "local/conf/model/mini.yaml"
     assert value_of(decode, "--lexicon") == "egs/mini/words.txt"
     assert value_of(score, "--metric") == "mer"
-    assert not {"--set", "--limit", "--jobs", "--executor", "--word-ends"} & {word for arguments in calls(repository) for word in arguments}
+    assert not {"--set", "--limit", "--jobs", "--executor", "--aligner"} & {word for arguments in calls(repository) for word in arguments}
     assert "--init" not in pretrain
     assert done.stdout.splitlines()[-1] == "the table"
     assert "run stage 3 pretrain: CR-CTC" in done.stderr
@@ -245,12 +245,14 @@ def test_decoding_takes_the_last_model_that_was_trained(repository):
     for name in ("3_pretrain", "6_joint_sft"):
         (repository / "exp/mini/base" / name).mkdir(parents=True)
         (repository / "exp/mini/base" / name / "done.json").write_text("{}")
-    (repository / "exp/mini/base/6_joint_sft/word_ends.jsonl").write_text("")
+    (repository / "exp/mini/base/5_ia_sft").mkdir()
     start(repository, repository / "run.sh", "--only", "11")
     start(repository, repository / "run.sh", "--only", "7")
-    decode, context = calls(repository)
+    start(repository, repository / "run.sh", "--only", "7", "--init", "exp/mini/base/4_align")
+    decode, context, elsewhere = calls(repository)
     assert value_of(decode, "--model") == "exp/mini/base/6_joint_sft"
-    assert value_of(context, "--word-ends") == "exp/mini/base/6_joint_sft/word_ends.jsonl"
+    assert value_of(context, "--aligner") == "exp/mini/base/5_ia_sft"
+    assert "--aligner" not in elsewhere
 
 
 @pytest.mark.parametrize(

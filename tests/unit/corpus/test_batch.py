@@ -100,6 +100,16 @@ def test_processes_share_out_the_batches_of_one(manifest, world_size, accum):
             assert own[number] == (epoch, step, batches[rank::world_size])
 
 
+def test_the_plan_is_what_the_steps_of_all_processes_take(manifest):
+    settings = {"short_first_epochs": 1, "accum": 2, "world_size": 2}
+    for num_steps in (1, 9):  # the latter over the end of an epoch
+        steps = [step for rank in (0, 1) for step in islice(make(manifest, rank=rank, **settings).steps(), num_steps)]
+        taken = Counter((epoch, name) for epoch, _, batches in steps for batch in batches for name in batch.ids)
+        assert Counter((epoch, cut.id) for epoch, cut in make(manifest, **settings).planned(num_steps)) == taken
+    assert max(epoch for epoch, _ in taken) >= 1
+    assert list(make(manifest, accum=100).planned(3)) == []  # not a single whole step in an epoch
+
+
 def test_sorted_epochs_come_first_and_ascend(manifest):
     lens = dict(zip((f"u{i:03d}" for i in range(30)), LENS, strict=True))
     first, second = epochs(make(manifest, short_first_epochs=1), 2)

@@ -54,6 +54,25 @@ def test_as_many_are_cut_as_was_asked_for(cuts):
     assert 0.24 < sum(shares) / len(shares) < 0.36
 
 
+def hints_of_text(text, rng):
+    return [text[rng.randrange(3) :]]
+
+
+@pytest.mark.parametrize("hints", [None, hints_of_text])
+def test_those_that_will_be_cut_are_known_before(cuts, hints):
+    examples = Examples(INVENTORY, PROMPT, SftConfig(partial_prob=0.3), {cut.id: ENDS for cut in cuts}, hints)
+    for epoch in range(5):
+        batch = examples(cuts, epoch)
+        cut_short = {name for name, length in zip(batch.ids, batch.x_lens.tolist(), strict=True) if length < 150}
+        assert examples.cut_ids((epoch, cut) for cut in cuts) == cut_short
+        assert 0 < len(cut_short) < 20
+
+
+def test_of_a_copy_the_original_has_to_be_known(cuts):
+    examples = Examples(INVENTORY, PROMPT, SftConfig(partial_prob=1.0), {})
+    assert examples.cut_ids([(0, cuts[0].with_id("say-again-1-again3"))]) == {"say-again-1", "say-again-1-again3"}
+
+
 def test_validation_is_whole_and_without_hints(cuts):
     batch = made(cuts, epoch=-1, hints=lambda text, rng: ["ab"])
     assert set(batch.x_lens.tolist()) == {150}

@@ -1,5 +1,7 @@
 """Whole recordings in batches: all of them, longest first, unreadable ones told, the same alone and together."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from tiny import tiny_llm, tiny_speech_llm
@@ -46,3 +48,14 @@ def test_audio_that_cannot_be_read_is_told_and_the_rest_goes_on(units):
     assert [cut.id for cut in cuts if decoded[cut.id].error] == [cuts[1].id]
     assert decoded[cuts[1].id].result is None
     assert {decoded[cut.id].result for cut in cuts if cut is not cuts[1]} == {"text"}
+
+
+def test_the_language_model_writes_the_same_in_two_processes(units, tmp_path):
+    model = tiny_speech_llm(tiny_llm(tmp_path, tie_word_embeddings=False))
+    cuts = list(load_cuts(units / "test.jsonl.gz"))
+
+    def texts(num_processes):
+        return [(row.cut.id, row.result) for row in decode_cuts(cuts, 1.0, partial(transcripts, model), num_processes)]
+
+    assert texts(2) == texts(1)
+    assert any(text for _, text in texts(1))

@@ -107,14 +107,17 @@ def test_word_ends_are_those_of_the_forced_alignment(cuts, inventory):
 
 def test_word_ends_are_kept(cuts, inventory, tmp_path, caplog, monkeypatch):
     model = tiny_model(vocab_size=len(inventory))
-    twice = [*cuts, cuts[3]]
+    twice, wanted = [*cuts, cuts[3]], {"u000", "u001", "u002", "u003", "u004", "elsewhere"}
     with caplog.at_level("INFO"):
-        ends = word_ends(twice, "zh-en", model, inventory, tmp_path, ALONE)
-    assert sorted(ends) == ["u000", "u005"]
-    assert "2 of 6 utterances may be cut short; 1 never: " in caplog.text
+        ends = word_ends(twice, wanted, "zh-en", model, inventory, tmp_path, ALONE)
+    assert sorted(ends) == ["u000"]
+    assert "1 of the 5 utterances drawn for it can be cut short; 1 never: " in caplog.text
     assert {row["id"]: row.get("reason") for row in read_jsonl(tmp_path / "word_ends.jsonl")}["u003"] == "an id that two utterances have"
+    more = word_ends(twice, wanted | {"u005"}, "zh-en", model, inventory, tmp_path, ALONE)
+    assert sorted(more) == ["u000", "u005"]
+    assert more["u000"] == ends["u000"]
     monkeypatch.setattr(module, "find_word_ends", None)
-    assert word_ends(twice, "zh-en", model, inventory, tmp_path, ALONE) == ends
+    assert word_ends(twice, wanted, "zh-en", model, inventory, tmp_path, ALONE) == more
 
 
 # ---------------------------------------------------------------------------------------------------------- cut utterances
