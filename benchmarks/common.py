@@ -15,7 +15,7 @@ import torch
 
 from nim4.report.benchmarks import as_markdown
 from nim4.score.record import hardware
-from nim4.stage import git_commit
+from nim4.stage import atomic_write, git_commit
 
 SEED = 0
 
@@ -50,7 +50,14 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def publish(args: argparse.Namespace, what: str, size: str, rows: list[dict[str, Any]], device: torch.device | None = None) -> None:
-    """Prints the table and adds the record to `--record`.
+    """Prints the table and adds the record to `--record`; arguments as of make_record."""
+    record = make_record(args, what, size, rows, device)
+    print(as_markdown(record))
+    keep(args, record)
+
+
+def make_record(args: argparse.Namespace, what: str, size: str, rows: list[dict[str, Any]], device: torch.device | None = None) -> dict[str, Any]:
+    """What a benchmark found, and what made it.
 
     Args:
         what: what was measured, in one line.
@@ -59,7 +66,7 @@ def publish(args: argparse.Namespace, what: str, size: str, rows: list[dict[str,
         device: where it ran; default: the CPU.
     """
     on_gpu = device is not None and device.type == "cuda"
-    record = {
+    return {
         "benchmark": Path(sys.argv[0]).stem,
         "what": what,
         "command": shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *_without_record(sys.argv[1:])]),
@@ -71,11 +78,15 @@ def publish(args: argparse.Namespace, what: str, size: str, rows: list[dict[str,
         "rounds": args.rounds,
         "rows": [{key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()} for row in rows],
     }
-    print(as_markdown(record))
+
+
+def keep(args: argparse.Namespace, record: dict[str, Any], instead_of: dict[str, Any] | None = None) -> None:
+    """Adds the record to `--record`, in the place of an earlier one of the same run: a killed run leaves what it had kept."""
     if args.record:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.record, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        lines = args.record.read_text(encoding="utf-8").splitlines() if args.record.exists() else []
+        earlier = json.dumps(instead_of, ensure_ascii=False)
+        with atomic_write(args.record) as file:
+            file.writelines(f"{line}\n" for line in [*(line for line in lines if line != earlier), json.dumps(record, ensure_ascii=False)])
 
 
 def _without_record(arguments: Sequence[str]) -> list[str]:

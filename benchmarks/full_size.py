@@ -13,7 +13,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig, RecipeError, build, read_yaml
+from nim4.config import AdaptorConfig, ConformerConfig, GrpoTrainConfig, LlmConfig, ModelConfig, RecipeError, build, read_yaml
 from nim4.corpus.batch import TextBatch
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.asr import SpeechLlm
@@ -24,6 +24,7 @@ from nim4.train.roles import ROLES
 
 PHONES_PER_S = 8.0
 FRAMES_PER_S = 100
+GROUP_SIZE = GrpoTrainConfig().group_size
 CI_ENCODER = {"dim": 32, "num_blocks": 2, "num_heads": 2, "ffn_dim": 64, "conv_kernel": 7, "subsampling_channels": 4}
 CI_LLM = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 CI_LLM |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -133,7 +134,7 @@ class RandomBatches:
             phone_lens=torch.tensor([len(p) for p in phones]),
             suffixes=suffixes,
             answers=answers,
-            texts=[" "] * len(cuts),
+            texts=[self.model.tokenizer.decode(answer[:-1], skip_special_tokens=True) for answer in answers],
         )
 
 
@@ -152,30 +153,71 @@ def row_lens(model: SpeechLlm, batch: TextBatch) -> Tensor:
     return speech + torch.tensor(text)
 
 
+def llm_tokens(model: SpeechLlm, stage: str, batch: TextBatch) -> float:
+    """Tokens that the language model must read in a step on `batch`: those of the rows.
+
+    In GRPO those of the prompts, once; and of each of the G answers twice: sampled, and in the update. The reference's are not counted.
+    """
+    tokens, answers = float(row_lens(model, batch).sum()), sum(map(len, batch.answers))
+    return tokens - answers + 2 * GROUP_SIZE * answers if stage == "grpo" else tokens
+
+
+def tokens_in_rows(model: SpeechLlm, stage: str, batch: TextBatch, *, apart: bool) -> tuple[float, float]:
+    """Tokens of the language model, in stage 3 feature frames, that a way computes on `batch`; and with the padding around them.
+
+    Args:
+        apart: GRPO reads each prompt once and appends all answers; False = whole rows, once per answer to sample and once to train.
+    """
+    if stage == "pretrain":
+        return _padded(batch.x_lens)
+    lens = row_lens(model, batch)
+    if stage != "grpo":
+        return _padded(lens)
+    answer_lens = torch.tensor([len(answer) for answer in batch.answers])
+    prompts, answers, rows = _padded(lens - answer_lens), _padded(answer_lens), _padded(lens)
+    times = (1, 2 * GROUP_SIZE, 0) if apart else (GROUP_SIZE, GROUP_SIZE, GROUP_SIZE)
+    real, padded = (sum(count * part[i] for count, part in zip(times, (prompts, answers, rows), strict=True)) for i in (0, 1))
+    return real, padded
+
+
+def _padded(lens: Tensor) -> tuple[float, float]:
+    return float(lens.sum()), float(len(lens) * lens.max())
+
+
 @functools.cache
-def _costs(model: SpeechLlm, stage: str) -> dict[str, int]:
+def _costs(stage: str) -> dict[str, int]:
     """Operations per parameter and frame: 2 forward; 4 where only a gradient passes; 6 where weights train too."""
     trained = ROLES[stage]
-    first = next((part for part in ("encoder", "adaptor", "llm") if part in trained), "llm")
     order = ["encoder", "adaptor", "llm"]
-    return {part: 6 if part in trained else 4 if order.index(part) > order.index(first) else 2 for part in order} | {"head": 6}
+    first = next((part for part in order if part in trained), "llm")
+    return {part: 6 if part in trained else 4 if order.index(part) > order.index(first) else 2 for part in order}
 
 
 def model_flops(model: SpeechLlm, stage: str, batch: TextBatch) -> float:
     """Floating-point operations that training on `batch` needs: real frames and tokens only, no padding, nothing computed twice.
 
     2, 4 or 6 per weight and frame (see _costs), the attention of the language model, and its output layer on the answers' ids. Left out: the
-    encoder's attention (below 1 % of the encoder), norms, and the optimiser. Both views of CR-CTC count.
+    encoder's attention (below 1 % of the encoder), norms, and the optimiser. Both views of CR-CTC count. In GRPO the forward pass of the
+    reference counts, and of each answer the sampling; its last id is never read, and its first follows from the prompt, which is read once.
     """
-    cost, acoustic, llm = _costs(model, stage), model.acoustic, model.llm
+    acoustic, shape = model.acoustic, model.llm.config
     frames = float(((batch.x_lens + 3) // 4).sum())
     encoder = frames * matrix_parameters(acoustic.encoder)
     if stage == "pretrain":
         return 2 * (6 * encoder + 6 * frames * matrix_parameters(acoustic.head))
-    lens, shape = row_lens(model, batch).double(), llm.config
-    speech = float(model.adaptor.lens((batch.x_lens + 3) // 4).sum())
-    width = shape.num_attention_heads * shape.head_dim
-    attention = float((lens * lens).sum()) * width * shape.num_hidden_layers  # 2 products of L^2 / 2 pairs
-    body = float(lens.sum()) * matrix_parameters(llm.model.layers) + attention
-    output = batch.num_targets * shape.vocab_size * shape.hidden_size
-    return cost["encoder"] * encoder + cost["adaptor"] * speech * matrix_parameters(model.adaptor) + cost["llm"] * (body + output)
+    lens, cost = row_lens(model, batch).double(), _costs(stage)
+    adaptor = float(model.adaptor.lens((batch.x_lens + 3) // 4).sum()) * matrix_parameters(model.adaptor)
+    weights, vocab = matrix_parameters(model.llm.model.layers), shape.vocab_size * shape.hidden_size
+    pair = shape.num_attention_heads * shape.head_dim * shape.num_hidden_layers  # 2 products of L^2 / 2 pairs
+
+    def body(ends: Tensor, starts: Tensor) -> float:
+        return float((ends - starts).sum()) * weights + float((ends * ends - starts * starts).sum()) * pair
+
+    if stage != "grpo":
+        llm = body(lens, torch.zeros_like(lens)) + sum(map(len, batch.answers)) * vocab
+        return cost["encoder"] * encoder + cost["adaptor"] * adaptor + cost["llm"] * llm
+    ends = lens - 1
+    prompts = lens - torch.tensor([len(answer) for answer in batch.answers])
+    read = encoder + adaptor + body(prompts, torch.zeros_like(prompts)) + len(lens) * vocab
+    answers = GROUP_SIZE * (body(ends, prompts) + float((ends - prompts).sum()) * vocab)
+    return (6 + 2) * read + (2 + 6 + 2) * answers

@@ -103,7 +103,7 @@ class OptimConfig:
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch
     accum: int = 1  # micro-batches per step
-    num_buckets: int = 10
+    num_buckets: int = 10  # of like length, from one of which each batch is drawn; 1 = batches of any lengths
     short_first_epochs: int = 1  # epochs from the shortest utterance to the longest, before shuffled ones (SortaGrad, arXiv 1512.02595)
     long_weight: float = 1.0  # times an epoch takes the longer half of each split; stage 7 takes it more than once
     precision: str = "fp32"  # fp32 | bf16

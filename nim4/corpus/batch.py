@@ -244,11 +244,12 @@ class TrainBatches:
         if self._noise is not None:  # the silence counts as audio: it decides how many utterances go into a batch
             cuts = CutSet.from_cuts(lengthened(cut, self._noise.added_s(epoch, cut.id)) for cut in cuts)
         # Every process draws the whole order, as if it were alone; which part is its own is decided later.
-        if epoch < self._config.short_first_epochs:
-            shortest_first = cuts.sort_by_duration(ascending=True)
-            sampler = DynamicCutSampler(shortest_first, max_duration=self._config.max_duration_s, rank=0, world_size=1)
+        is_sorted = epoch < self._config.short_first_epochs
+        num_buckets = min(self._config.num_buckets, len(cuts) // 2)
+        if is_sorted or num_buckets < 2:  # lhotse has no single bucket: as drawn, utterances of all lengths stand together
+            cuts = cuts.sort_by_duration(ascending=True) if is_sorted else cuts
+            sampler = DynamicCutSampler(cuts, max_duration=self._config.max_duration_s, rank=0, world_size=1)
         else:
-            num_buckets = max(min(self._config.num_buckets, len(cuts) // 2), 1)
             sampler = DynamicBucketingSampler(
                 cuts, max_duration=self._config.max_duration_s, shuffle=True, seed=self._config.seed, num_buckets=num_buckets, rank=0, world_size=1
             )

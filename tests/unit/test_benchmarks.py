@@ -9,8 +9,11 @@ import pytest
 import tiny
 import torch
 
-from nim4.config import RecipeError
+from nim4.config import GrpoConfig, GrpoTrainConfig, RecipeError
+from nim4.model.conformer import Context
 from nim4.report.benchmarks import as_markdown, newest
+from nim4.train.distributed import Processes
+from nim4.train.loop import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,17 +97,75 @@ def test_training_steps(benchmark, tmp_path, model_config):
         benchmark("train_step", *options, 0.001)
 
 
+FULL_SIZE = ["--size", "ci", "--device", "cpu", "--batch-s", 20, "--grpo-batch-s", 10, "--steps", 2, "--compile", "false"]
+
+
 def test_full_size_training_steps(benchmark, load_module):
-    options = ["--size", "ci", "--device", "cpu", "--batch-s", 20, "--steps", 2, "--compile", "false"]
-    rows = benchmark("train_full_size", *options)["rows"]
-    assert [(row["stage"][0], row["way"]) for row in rows] == [(stage, way) for stage in "34567" for way in ("ours", "naive")]
+    rows = benchmark("train_full_size", *FULL_SIZE)["rows"]
+    assert [(row["stage"][0], row["way"]) for row in rows] == [(stage, way) for stage in "345678" for way in ("ours", "naive")]
     for ours, naive in zip(rows[::2], rows[1::2], strict=True):
-        assert ours["padding_percent"] < naive["padding_percent"]
+        assert ours["padding_percent"] < naive["padding_percent"] or ours["stage"] == "8 grpo"  # one step, of utterances of about one length
         assert naive["speed_to_naive"] == 1.0
         same_work = ours["tflop_per_s"] / naive["tflop_per_s"]  # both train on the same utterances
         assert ours["audio_s_per_s"] / naive["audio_s_per_s"] == pytest.approx(same_work, rel=1e-3)
     full_size = load_module("full_size")
     assert full_size.read_lengths(ROOT / "benchmarks" / "lengths.tsv") == full_size.draw_lengths()
+
+
+@pytest.fixture
+def full_size_run(load_module, monkeypatch, tmp_path):
+    """A function that runs the benchmark of the full size on some stages and gives the records it keeps; and its module."""
+    module, path = load_module("train_full_size"), tmp_path / "records.jsonl"
+
+    def run(*options):
+        arguments = [*map(str, FULL_SIZE), "--rounds", "1", *map(str, options), "--record", str(path)]
+        monkeypatch.setattr(sys, "argv", ["benchmarks/train_full_size.py", *arguments])
+        try:
+            module.main()
+        finally:
+            run.records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return run.records
+
+    run.records = []
+    return run, module
+
+
+def test_a_killed_full_size_run_leaves_the_stages_before(full_size_run, monkeypatch):
+    run, module = full_size_run
+    run("--stages", 4)
+    real = module.run_stage
+
+    def killed_in_stage_5(number, *args):
+        if number == 5:
+            raise KeyboardInterrupt
+        return real(number, *args)
+
+    monkeypatch.setattr(module, "run_stage", killed_in_stage_5)
+    with pytest.raises(KeyboardInterrupt):
+        run("--stages", 3, 4, 5, 6)
+    assert [[row["stage"][0] for row in record["rows"]] for record in run.records] == [["4", "4"], ["3", "3", "4", "4"]]
+
+
+def test_full_size_stages_that_do_not_fit_or_fail_do_not_stop_the_others(full_size_run, monkeypatch, capsys):
+    run, module = full_size_run
+    real = module.Way.run
+
+    def out_of_memory(way, number):
+        """Stage 4 fits in 2 micro-batches; the padded loop of stage 5 never does; the loop of stage 6 is broken."""
+        encoder_trains, llm_trains = (next(part.parameters()).requires_grad for part in (way.trainer.model.acoustic.encoder, way.trainer.model.llm))
+        if encoder_trains:
+            raise ArithmeticError("a bug")
+        if way.name == "naive" if llm_trains else max(map(len, way.rounds[number])) == 1:
+            raise torch.OutOfMemoryError
+        real(way, number)
+
+    monkeypatch.setattr(module.Way, "run", out_of_memory)
+    with pytest.raises(RecipeError, match=r"stages \[6\] that failed"):
+        run("--stages", 4, 6, 5)
+    (record,) = run.records
+    assert [(row["stage"][0], row["way"]) for row in record["rows"]] == [("4", "ours"), ("4", "naive"), ("5", "ours"), ("5", "naive: out of memory")]
+    assert [row["micro_batches"] for row in record["rows"]] == [2, 2, 1, "-"]
+    assert as_markdown(record) in capsys.readouterr().out
 
 
 def test_operations_of_a_training_step(load_module):
@@ -117,11 +178,54 @@ def test_operations_of_a_training_step(load_module):
     assert lens == rows[2].tolist()
     encoder = 75 * sum(p.numel() for p in model.acoustic.encoder.parameters() if p.ndim > 1)
     adaptor = 20 * sum(p.numel() for p in model.adaptor.parameters() if p.ndim > 1)
-    llm = sum(lens) * sum(p.numel() for p in model.llm.model.layers.parameters() if p.ndim > 1)
+    weights = sum(p.numel() for p in model.llm.model.layers.parameters() if p.ndim > 1)
+    llm = sum(lens) * weights
     llm += sum(n * n for n in lens) * 32 * 2 + 12 * 500 * 32  # attention of 2 layers, output layer on 12 answers' ids
     assert full_size.model_flops(model, "align", batch) == 2 * encoder + 6 * adaptor + 4 * llm
     assert full_size.model_flops(model, "ia_sft", batch) == 2 * encoder + 6 * adaptor + 6 * llm
     assert full_size.model_flops(model, "joint_sft", batch) == 6 * (encoder + adaptor + llm)
+    prompts = [lens[0] - 8, lens[1] - 4]  # GRPO: read once, by policy and reference; 8 answers sampled, trained on, and read by the reference
+    read = sum(prompts) * weights + sum(n * n for n in prompts) * 64 + 2 * 500 * 32
+    answers = 8 * (10 * weights + sum((n - 1) ** 2 - p**2 for n, p in zip(lens, prompts, strict=True)) * 64 + 10 * 500 * 32)
+    assert full_size.model_flops(model, "grpo", batch) == 8 * (encoder + adaptor + read) + 10 * answers
+    assert full_size.llm_tokens(model, "grpo", batch) == sum(prompts) + 2 * 8 * 12
+    assert full_size.llm_tokens(model, "ia_sft", batch) == sum(lens)
+    widest, longest = max(prompts), max(lens)
+    assert full_size.tokens_in_rows(model, "grpo", batch, apart=True) == (sum(prompts) + 192, 2 * widest + 2 * 8 * 2 * 8)
+    padded = 8 * (2 * widest + 2 * 8 + 2 * longest)
+    assert full_size.tokens_in_rows(model, "grpo", batch, apart=False) == (8 * 2 * sum(lens), padded)
+
+
+def test_both_ways_of_grpo_sample_as_many_ids_as_the_transcripts_have_and_agree(load_module, tmp_path, monkeypatch):
+    """On the same answers the plain loop's gradient is that of ours."""
+    full_size, grpo = load_module("full_size"), load_module("full_size_grpo")
+    model = full_size.make_model("ci", torch.device("cpu"))
+    batch = grpo.RewardBatches(model)(full_size.make_cuts([full_size.Lengths(2.0, 8), full_size.Lengths(1.0, 4)]), 0)
+    config = GrpoConfig(train=GrpoTrainConfig(group_size=2, kl_weight=0.04, compile=False))
+    peers = Processes(0, 1, torch.device("cpu"))
+    model.acoustic.head.requires_grad_(False)
+    trainer, plain = grpo.grpo_ways(
+        model, config, lambda policy, loss: Trainer(policy.train(), loss, None, config.train, tmp_path, peers, evaluate=dict)
+    )
+    for parameter in model.llm.parameters():  # away from the reference, so that its divergence has a gradient
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    gradients, answers = {}, []
+    trained = [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: gradients.update({name: parameter.grad.clone() for name, parameter in trained}))
+    real = sys.modules["nim4.train.grpo"].sample
+    monkeypatch.setattr("nim4.train.grpo.sample", lambda *args: answers.append(real(*args)) or answers[-1])
+    monkeypatch.setattr("nim4.train.grpo.judge", lambda *args: (torch.tensor([[0.0, 1.0], [0.5, 0.0]]), {}))
+    trainer._train_step(trainer.model, [batch])
+    ours, (sampled,) = dict(gradients), answers
+    assert sampled.lens.tolist() == [8, 8, 4, 4]
+    assert [len(row) for row in plain._generate(batch, Context(0, -1), 1.0)] == [8, 4]
+    groups = iter([[sampled.ids[k].tolist(), sampled.ids[2 + k][:4].tolist()] for k in (0, 1)])
+    monkeypatch.setattr(plain, "_generate", lambda *args: next(groups))
+    monkeypatch.setattr(grpo, "judge", lambda *args: (torch.tensor([[0.0, 1.0], [0.5, 0.0]]), {}))
+    plain.train([batch])
+    assert ours.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - ours[name]).abs().max() < 1e-3 * ours[name].abs().max() + 1e-7, name
 
 
 def test_training_steps_without_manifests_name_the_command(benchmark, tmp_path):

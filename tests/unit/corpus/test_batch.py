@@ -48,6 +48,15 @@ def flat(batches):
     return [name for batch in batches for name in batch]
 
 
+@pytest.mark.parametrize(("lens", "settings"), [(LENS, {"num_buckets": 1}), (LENS[:3], {"max_duration_s": 2.0})])
+def test_one_bucket_takes_the_utterances_as_they_are_drawn(tmp_path, lens, settings):
+    path = write_features(tmp_path, "train", lens)
+    first, second = epochs(make(path, **settings), 2)
+    assert epochs(make(path, **settings), 2) == [first, second]
+    assert sorted(flat(first)) == sorted(flat(second)) == sorted(cut.id for cut in load_cuts(path))
+    assert first != second
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_order_can_be_taken_up_anywhere(manifest, num_workers):
     settings = {"short_first_epochs": 1, "num_workers": num_workers, "accum": 2}
