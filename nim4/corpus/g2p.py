@@ -33,7 +33,7 @@ _EXTRA_LATIN = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "�
 _SPOKEN_SYMBOLS = {"&": ("and", "and"), "@": ("at", "at"), "+": ("加", "plus"), "=": ("等于", "equals")}  # in Chinese text, in English text
 _SILENT_SYMBOLS = "~|<>"
 # Readings that surnames have and hardly anything else.
-_SURNAMES = dict(pair.split(":") for pair in ("单:shan4", "解:xie4", "仇:qiu2", "区:ou1", "查:zha1", "盖:ge3", "任:ren2", "朴:piao2", "覃:qin2", "纪:ji3"))
+_SURNAMES = dict(pair.split(":") for pair in ("单:shan4", "解:xie4", "仇:qiu2", "区:ou1", "查:zha1", "盖:ge3", "任:ren2", "朴:piao2", "覃:qin2"))
 MIN_PHRASES, MIN_PHRASE_SHARE = 2, 0.01  # ours: of a further reading; archaic ones, of which dictionaries list many, stand in fewer
 _UNREADABLE = ("Ll", "Lu", "Lt", "Lm", "Lo", "Nl", "No", "Nd", "Sm", "Sc", "So", "Co", "Cn")  # categories that stand for something spoken
 
