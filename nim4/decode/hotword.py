@@ -27,12 +27,15 @@ import numpy as np
 from nim4.config import RecipeError
 from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, make_keys
 from nim4.corpus.units import PhonemeInventory
+from nim4.decode.confusion import Slots, slots_of
 from nim4.decode.hotword_file import REBUILD, read_arrays, write_arrays
+from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, rescored, search_lattice
 from nim4.decode.hotword_names import NameTable
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, about_phones, english_words, search
 from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_name, journal_rows, read_journal, state_of
 from nim4.decode.hotword_stream import HotwordStream
 from nim4.decode.trie import Trie
+from nim4.model.ctc import collapse
 from nim4.stage import ROOT, write_jsonl
 
 ENGINES = ("trie", "ahocorasick")
@@ -61,8 +64,24 @@ class HotwordView:
         """Names whose phones stand in `phones` (P ids of an utterance), by place; see hotword_search.py for what counts."""
         return search(self.sources(), self._index.about, phones)
 
+    def search_lattice(self, slots: Slots, limits: LatticeLimits = DEFAULT_LIMITS) -> list[Hit]:
+        """Names that can be read along the slots of an utterance at little cost, see hotword_lattice.py; places are slots."""
+        return search_lattice(self.sources(), self._index.about, slots, limits)
+
+    def search_log_probs(self, log_probs: np.ndarray, limits: LatticeLimits | None = DEFAULT_LIMITS) -> list[Hit]:
+        """The hits of a whole utterance.
+
+        Args:
+            log_probs: (S, V) float32, of the phoneme head.
+            limits: of the search in the confusion network, whose hits are then scored in their frames; None = exact search of the best phones.
+        """
+        if limits is None:
+            return self.search(collapse(log_probs.argmax(-1).tolist()))
+        slots = slots_of(log_probs)
+        return rescored(self.search_lattice(slots, limits), self._index.about, slots, log_probs, limits)
+
     def stream(self) -> HotwordStream:
-        """A search that goes along with an utterance, chunk by chunk."""
+        """An exact search that goes along with an utterance, chunk by chunk."""
         return HotwordStream(self.sources, self._index.about)
 
     def sources(self) -> list[Source]:
@@ -155,6 +174,14 @@ class HotwordIndex:
     def search(self, phones: Sequence[int] | np.ndarray) -> list[Hit]:
         """See HotwordView.search."""
         return self._all.search(phones)
+
+    def search_lattice(self, slots: Slots, limits: LatticeLimits = DEFAULT_LIMITS) -> list[Hit]:
+        """See HotwordView.search_lattice."""
+        return self._all.search_lattice(slots, limits)
+
+    def search_log_probs(self, log_probs: np.ndarray, limits: LatticeLimits | None = DEFAULT_LIMITS) -> list[Hit]:
+        """See HotwordView.search_log_probs."""
+        return self._all.search_log_probs(log_probs, limits)
 
     def stream(self) -> HotwordStream:
         """See HotwordView.stream."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from nim4.corpus.hotword_list import KeyedNames, Name
-from nim4.decode.trie import Trie, build_trie, keys_of
+from nim4.decode.trie import NONE, Trie, build_trie, keys_of
 
 ARRAYS = {
     "first": "<u4",
@@ -166,10 +166,13 @@ class NameTable:
     def _key_starts(self) -> np.ndarray:
         return np.cumsum(self.key_lens) - self.key_lens
 
+    @cached_property
+    def _key_nodes(self) -> np.ndarray:
+        return np.flatnonzero(self.trie.key != NONE).astype(np.uint32)
+
     def key(self, number: int) -> np.ndarray:
         """(P,) uint8, the phones of a key."""
-        start = int(self._key_starts[number])
-        return self._key_phones[0][start : start + int(self.key_lens[number])]
+        return self.trie.phones_to(int(self._key_nodes[number]))
 
     def keyed_names(self, names: Iterable[int]) -> KeyedNames:
         """Some of the names with their keys, to build another table from; keys of stopped ones come along."""

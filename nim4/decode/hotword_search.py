@@ -31,6 +31,7 @@ class Phones:
         fold: (256,) uint8, the phone that each id counts as.
         kinds: (256,) int8, see trie.phone_kinds.
         alike: (256, M) uint8; num_alike: (256,) int64: phones that one may be taken for at no cost, itself first.
+        tones: (256, 4) uint8: the same final in other tones; 0 where there is none.
         words: trie of English words.
     """
 
@@ -38,6 +39,7 @@ class Phones:
     kinds: np.ndarray
     alike: np.ndarray
     num_alike: np.ndarray
+    tones: np.ndarray
     words: Trie
 
 
@@ -54,9 +56,12 @@ def about_phones(inventory: PhonemeInventory, tones: str, words: Trie) -> Phones
         raise RecipeError("--tones", expected=" or ".join(TONES), found=tones, fix="correct it")
     ids = {token: number for number, token in enumerate(inventory.tokens)}
     fold, alike, num_alike = np.arange(256, dtype=np.uint8), np.zeros((256, 6), np.uint8), np.ones(256, np.int64)
+    siblings = np.zeros((256, 4), np.uint8)
     alike[:, 0] = fold
     for final in FINALS:
         toned = [ids[final + tone] for tone in "12345" if final + tone in ids]
+        for own in toned if tones != "toneless" else ():
+            siblings[own, : len(toned) - 1] = [other for other in toned if other != own]
         if tones == "toneless" and toned:
             fold[toned] = toned[0]
         elif tones == "wildcard" and final + "5" in ids:
@@ -64,7 +69,7 @@ def about_phones(inventory: PhonemeInventory, tones: str, words: Trie) -> Phones
             for own in toned:
                 others = [other for other in toned if other != neutral] if own == neutral else [neutral]
                 alike[own, 1 : 1 + len(others)], num_alike[own] = others, 1 + len(others)
-    return Phones(fold, walks.phone_kinds(inventory), alike, num_alike, words)
+    return Phones(fold, walks.phone_kinds(inventory), alike, num_alike, siblings, words)
 
 
 @functools.cache
@@ -135,8 +140,9 @@ class Automaton:
 
         self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         self.key_lens = table.key_lens
-        for number in range(table.num_keys):
-            self._automaton.add_word(table.key(number).tobytes().decode("latin-1"), number)
+        phones, ends = walks.keys_of(table.trie)[0].tobytes().decode("latin-1"), np.cumsum(self.key_lens).tolist()
+        for number, (end, length) in enumerate(zip(ends, self.key_lens.tolist(), strict=True)):
+            self._automaton.add_word(phones[end - length : end], number)
         self._automaton.make_automaton()
         self.longest = int(self.key_lens.max()) if table.num_keys else 0
 
@@ -164,9 +170,18 @@ class _Scratch(threading.local):
         self.rows = np.zeros((4096, 3), np.int64)
         self.kept = np.zeros(4096, np.int64)
         self.all = np.ones(4096, np.bool_)
+        self.stack, self.stack_costs = np.zeros((4096, 4), np.int64), np.zeros(4096)
+        self.lattice_rows, self.row_costs = np.zeros((4096, 4), np.int64), np.zeros(4096)
+
+    def grow_lattice(self, rows: int) -> None:
+        """Room for so many rows; for a higher stack when `rows` is negative."""
+        if rows < 0:
+            self.stack, self.stack_costs = np.zeros((2 * len(self.stack), 4), np.int64), np.zeros(2 * len(self.stack))
+        else:
+            self.lattice_rows, self.row_costs = np.zeros((2 * rows, 4), np.int64), np.zeros(2 * rows)
 
 
-_scratch = _Scratch()
+scratch = _Scratch()
 
 
 class Walker:
@@ -174,7 +189,7 @@ class Walker:
 
     def __init__(self, source: Source, phones: Phones, own_arrays: bool):
         self._source, self._phones, self._num_active = source, phones, 0
-        self._starts, self._nodes = (np.zeros(64, np.int64), np.zeros(64, np.int64)) if own_arrays else (_scratch.starts, _scratch.nodes)
+        self._starts, self._nodes = (np.zeros(64, np.int64), np.zeros(64, np.int64)) if own_arrays else (scratch.starts, scratch.nodes)
 
     def read(self, utterance: np.ndarray, begin: int, end: int) -> np.ndarray:
         """The (R, 3) rows (start, end, key) of keys that end in utterance[begin:end], by end, then start."""
@@ -198,13 +213,13 @@ class Walker:
                 self._starts,
                 self._nodes,
                 self._num_active,
-                _scratch.rows,
+                scratch.rows,
             )
-            if active >= 0 and num_rows <= len(_scratch.rows):
+            if active >= 0 and num_rows <= len(scratch.rows):
                 self._num_active = active
-                return _scratch.rows[:num_rows].copy()
-            if num_rows > len(_scratch.rows) and active >= 0:
-                _scratch.rows = np.zeros((2 * num_rows, 3), np.int64)
+                return scratch.rows[:num_rows].copy()
+            if num_rows > len(scratch.rows) and active >= 0:
+                scratch.rows = np.zeros((2 * num_rows, 3), np.int64)
             else:
                 self._starts, self._nodes = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64)
             if before is not None:
@@ -218,9 +233,9 @@ def search(sources: Sequence[Source], about: Phones, ids: Sequence[int] | np.nda
     if not len(rows):
         return []
     allowed = whole_words(rows, utterance, about)
-    if len(rows) > len(_scratch.kept):
-        _scratch.kept = np.zeros(2 * len(rows), np.int64)
-    kept = _scratch.kept[: walks.choose_maximal(rows, len(rows), allowed, _scratch.kept)]
+    if len(rows) > len(scratch.kept):
+        scratch.kept = np.zeros(2 * len(rows), np.int64)
+    kept = scratch.kept[: walks.choose_maximal(rows, len(rows), allowed, scratch.kept)]
     hits: list[Hit] = []
     chosen = None if owners is None else owners[kept].tolist()
     for number, (start, end, key) in enumerate(rows[kept].tolist()):
@@ -244,10 +259,10 @@ def merged(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
 
 def whole_words(rows: np.ndarray, utterance: np.ndarray, about: Phones) -> np.ndarray:
     """(R,) bool: which of the rows (start, end, ...) cut no English word."""
-    if len(rows) > len(_scratch.all):
-        _scratch.all = np.ones(2 * len(rows), np.bool_)
+    if len(rows) > len(scratch.all):
+        scratch.all = np.ones(2 * len(rows), np.bool_)
     if not (about.kinds[utterance] == ENGLISH).any():
-        return _scratch.all
+        return scratch.all
     words = WordCosts(about)
     words.read(utterance, 0, len(utterance))
     return words.check(rows, utterance, len(utterance))[0]

@@ -19,7 +19,7 @@ NONE = 0xFFFFFFFF  # no key ends at this node
 OTHER, INITIAL, FINAL, ENGLISH = range(4)
 WORD_HORIZON = 24  # phones; no English word is longer
 MAX_GAPS = 3  # slots that a match may step over
-_jit = numba.njit(cache=True, nogil=True)
+jit = numba.njit(cache=True, nogil=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class Trie:
         for phone in phones:
             node = child_of(self.first, self.label, node, phone)
         return int(self.key[node]) if node >= 0 and self.key[node] != NONE else None
+
+    def phones_to(self, node: int) -> np.ndarray:
+        """(P,) uint8, the phones that lead to a node."""
+        phones = []
+        while node > 0:
+            phones.append(self.label[node])
+            node = min(int(np.searchsorted(self.first, np.uint32(node), side="right")) - 1, node - 1)
+        return np.array(phones[::-1], np.uint8)
 
 
 def build_trie(phones: np.ndarray, key_lens: np.ndarray) -> tuple[Trie, np.ndarray]:
@@ -110,7 +118,7 @@ def phone_kinds(inventory: PhonemeInventory) -> np.ndarray:
     return kinds
 
 
-@_jit
+@jit
 def child_of(first, label, node, phone):
     """The child of `node` by `phone`; -1 when there is none, or the arrays are damaged."""
     if node < 0 or node + 1 >= first.size:
@@ -128,7 +136,7 @@ def child_of(first, label, node, phone):
     return low if low < end and label[low] == phone else np.int64(-1)
 
 
-@_jit
+@jit
 def advance(first, label, key, is_live, alike, num_alike, kinds, phones, begin, end, starts, nodes, num_active, rows):
     """Reads phones[begin:end] and writes every live key that ends there.
 
@@ -174,7 +182,7 @@ def advance(first, label, key, is_live, alike, num_alike, kinds, phones, begin, 
     return num_active, num_rows
 
 
-@_jit
+@jit
 def word_costs(first, label, key, kinds, phones, begin, end, costs, runs):
     """How few English words the phones up to each place can be read as; brings costs[begin + 1 : end + 1] and runs up to date.
 
@@ -210,7 +218,7 @@ def word_costs(first, label, key, kinds, phones, begin, end, costs, runs):
             costs[end], runs[end] = 0.0, end
 
 
-@_jit
+@jit
 def stands_alone(first, label, key, kinds, phones, size, costs, runs, start, end):
     """Whether a match cuts no English word: the phones around it read as words at least as well with the match as one word.
 
@@ -264,7 +272,7 @@ def stands_alone(first, label, key, kinds, phones, size, costs, runs, start, end
     return may, changes
 
 
-@_jit
+@jit
 def choose_maximal(rows, num_rows, allowed, kept):
     """Of allowed rows (start, end, ...), by end, then start: those not inside another; same spans stay together. Returns how many."""
     count = 0
@@ -281,7 +289,7 @@ def choose_maximal(rows, num_rows, allowed, kept):
     return count
 
 
-@_jit
+@jit
 def check_words(first, label, key, kinds, phones, size, costs, runs, rows, num_rows, allowed):
     """Fills `allowed` for rows (start, end, ...); returns the first row whose fate later phones can change, or num_rows."""
     first_open = num_rows
@@ -291,3 +299,93 @@ def check_words(first, label, key, kinds, phones, size, costs, runs, rows, num_r
         if changes and i < first_open:
             first_open = i
     return first_open
+
+
+@jit
+def walk_slots(first, label, key, is_live, alike, num_alike, tones, kinds, phones, costs, counts, begin, limits, stack, spent, rows, row_costs):
+    """Writes every live key that can be read along slots from `begin` on, cheaply enough.
+
+    Args:
+        tones: (256, 4) uint8, the same final in other tones, 0 where there are fewer.
+        phones, costs, counts: see confusion.Slots; 0 is the gap.
+        limits: (4,) float64: nats per match, nats per phone, phones of a match that costs anything, nats for the best final in another tone.
+        stack: (H, 4) int64, spent: (H,) float64, to work with: slot, node, phones, gaps, and nats of each way that is still to go.
+        rows: (R, 4) int64, takes (first slot, slot behind the last, key, phones), row_costs: (R,) float64. A key can come several times.
+    Returns:
+        rows there are, which may be more than R; -1 when the stack is too small.
+    """
+    total, before = 0, np.int64(0)  # before: the best phone in front of a slot
+    taken, taken_costs = np.empty(32 + alike.shape[1] * phones.shape[1], np.int64), np.empty(32 + alike.shape[1] * phones.shape[1])
+    for start in range(counts.size):
+        height = 0
+        if start >= begin:
+            stack[0], spent[0], height = (start, 0, 0, 0), 0.0, 1
+        while height > 0:
+            height -= 1
+            slot, node, depth, gaps, cost = stack[height, 0], stack[height, 1], stack[height, 2], stack[height, 3], spent[height]
+            if slot >= counts.size:
+                continue
+            if height + taken.size >= spent.size:
+                return -1
+            num_taken = 0
+            for i in range(counts[slot]):
+                if phones[slot, i] == 0:
+                    if depth > 0 and (i == 0 or gaps < MAX_GAPS) and cost + costs[slot, i] <= limits[0]:
+                        stack[height], spent[height] = (slot + 1, node, depth, gaps + (i > 0)), cost + costs[slot, i]
+                        height += 1
+                    continue
+                for j in range(num_alike[phones[slot, i]]):
+                    taken[num_taken], taken_costs[num_taken] = alike[phones[slot, i], j], costs[slot, i]
+                    num_taken += 1
+            for j in range(tones.shape[1]):
+                if tones[phones[slot, 0], j] != 0:
+                    taken[num_taken], taken_costs[num_taken] = tones[phones[slot, 0], j], limits[3]
+                    num_taken += 1
+            for i in range(num_taken):
+                nats = cost + taken_costs[i]
+                if nats > limits[0] or (depth == 0 and kinds[taken[i]] == FINAL and kinds[before] == INITIAL):
+                    continue
+                child = child_of(first, label, node, taken[i])
+                if child < 0:
+                    continue
+                number = np.int64(key[child]) if child < key.size else np.int64(NONE)
+                cheap = nats < 1e-6 or (depth + 1 >= limits[2] and nats <= limits[1] * (depth + 1))
+                if number < is_live.size and is_live[number] and cheap:
+                    if total < row_costs.size:
+                        rows[total], row_costs[total] = (start, slot + 1, number, depth + 1), nats
+                    total += 1
+                stack[height], spent[height] = (slot + 1, child, depth + 1, gaps), nats
+                height += 1
+        if phones[start, 0] != 0:
+            before = np.int64(phones[start, 0])
+    return total
+
+
+@jit
+def choose_cheapest(rows, costs, allowed, per_phone, kept):
+    """Of rows (first slot, slot behind the last, key, phones), sorted by first slot: those that no row around them beats.
+
+    A row is worth per_phone * phones - cost; of rows with one span all stay that are worth the most less per_phone. Returns how many.
+    """
+    count = 0
+    longest = np.int64(0)
+    for i in range(costs.size):
+        longest = max(longest, rows[i, 1] - rows[i, 0])
+    for i in range(costs.size):
+        if not allowed[i]:
+            continue
+        worth, beaten, j = per_phone * rows[i, 3] - costs[i], False, i
+        while j > 0 and rows[j - 1, 0] >= rows[i, 1] - longest:
+            j -= 1
+        while j < costs.size and rows[j, 0] <= rows[i, 0] and not beaten:
+            if allowed[j] and rows[j, 1] >= rows[i, 1]:
+                other = per_phone * rows[j, 3] - costs[j]
+                if rows[j, 0] == rows[i, 0] and rows[j, 1] == rows[i, 1]:
+                    beaten = other > worth + per_phone or (rows[j, 2] == rows[i, 2] and (other > worth or (other == worth and j < i)))
+                else:
+                    beaten = other >= worth
+            j += 1
+        if not beaten:
+            kept[count] = i
+            count += 1
+    return count
