@@ -29,15 +29,16 @@ No text of dev or test was trained on, except phrases of at most {short_words} w
 in training too.
 
 {plain:.0%} of the documents are bare texts; the others are prompts (`nim4/corpus/prompts.py`), {hints:.0%} of them with hints, {partial:.0%} with the
-instruction for unfinished speech and the text as far as it was heard. In {spoken:.0%} of the prompts the words themselves, stretched and with errors,
-stand where speech will, as tokens: an adaptor can only be aligned to a frozen model that already reads that place.
+instruction for unfinished speech and the text as far as it was heard. In {spoken:.0%} of the prompts the pronunciation stands where speech will, as
+the recipe's own G2P writes it: the phones of every 160 ms, their tokens' embeddings averaged, most places empty, up to a third of the phones
+wrong or missing. An adaptor can only be aligned to a frozen model that already reads that place; larger ones have read pinyin and phonetic script.
 
 ## Perplexity
 
 On texts that are not in the training text, with the prompt, without hints; the ends of texts count. *model*: nothing stands in the speech's place.
 *n-gram*: interpolated Kneser-Ney over the same tokens of the same training texts, at the best order from 2 to 6, chosen on these very texts.
-*source*: what drew the texts, told which kind it draws, about the best there can be. *heard*: the model, with the words in the speech's place,
-stretched and with errors. Read sentences are far too few to learn from, so an n-gram, which is more cautious, can be better there.
+*source*: what drew the texts, told which kind it draws, about the best there can be. *heard*: the model, with the pronunciation in the speech's
+place, with errors. Read sentences are far too few to learn from, so an n-gram, which is more cautious, can be better there.
 
 {tables}
 

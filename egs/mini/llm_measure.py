@@ -14,16 +14,16 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 import llm_text
 from llm_ngram import KneserNey
-from llm_tokens import NOT_PREDICTED, Encoder, collate
+from llm_tokens import NOT_PREDICTED, Encoder, collate, embed
 
 
 @torch.inference_mode()
-def cost(model: Qwen3ForCausalLM, documents: Sequence[tuple[list[int], int]]) -> float:
+def cost(model: Qwen3ForCausalLM, documents: Sequence[tuple[list[tuple[int, ...]], int]]) -> float:
     """Negative log probability, in nats, of all that is predicted in the documents."""
     total = 0.0
     for start in range(0, len(documents), 64):
         x, labels = collate(documents[start : start + 64])
-        logits = model(input_ids=x).logits[:, :-1].float()
+        logits = model(inputs_embeds=embed(model.get_input_embeddings(), x)).logits[:, :-1].float()
         total += functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NOT_PREDICTED, reduction="sum").item()
     return total
 
@@ -33,7 +33,7 @@ def perplexities(
 ) -> dict[str, dict[str, object]]:
     """For each kind of text: how many, and the perplexities per token and per character of model, best n-gram and source; ends are predicted, too.
 
-    `heard` is the model's with the words, as frames with errors, in the speech's place. The best order is chosen on the held-out texts themselves.
+    `heard` is the model's with the pronunciation, with errors, in the speech's place. The best order is chosen on the held-out texts themselves.
     """
     rng, rows = random.Random(0), {}
     for kind, texts in held_out.items():

@@ -1,5 +1,7 @@
 """The text that the language model of egs/mini is trained on: transcripts of its training splits, and phrases drawn like theirs.
 
+What stands where speech will is text too: the pronunciation that the recipe's own G2P gives, spread over time and with errors.
+
 Nothing of dev or test is in it, with one exception that cannot be helped: a phrase of at most `SHORT_WORDS` words is one of a few hundred
 that the grammar has (or one of 400 pairs of words), and every speaker says them, in training too.
 """
@@ -10,7 +12,11 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from nim4.corpus.g2p import Lexicon
+from nim4.corpus.units import ARPABET, INITIALS, TONES, ZERO_INITIAL, symbols
 
 sys.path.insert(0, str(Path(__file__).parent))
 import phrase_texts
@@ -19,7 +25,8 @@ import prepare
 HERE = Path(__file__).parent
 SHORT_WORDS = 5  # the longest phrase of one order: 总工，open 北京饭店 project。
 WORDS = sorted((HERE / "words.txt").read_text(encoding="utf-8").split())
-SOUND_ALIKES = dict(pair for a, b in (("北京", "背景"), ("上海", "商行"), ("中国", "总工"), ("语音", "语言")) for pair in ((a, b), (b, a)))
+PHONES = symbols()[2:]  # without <blk> and <unk>
+STACK = 4  # encoder frames of 40 ms in one embedding of speech, as the adaptor stacks them
 _UNIT = re.compile(rf"[A-Za-z0-9']+|{'|'.join(word for word in WORDS if not word.isascii())}|[一-鿿]")
 
 
@@ -30,14 +37,14 @@ class Example:
     Attributes:
         answer: what the model has to write.
         plain: a document without a prompt; what follows does not apply to it.
-        spoken: what stands in the speech's place, one word or noise each; empty: nothing.
+        spoken: what stands in the speech's place, the phones of 160 ms each; empty: nothing.
         hints: hints of the prompt.
         partial: whether the prompt says that the speech is unfinished.
     """
 
     answer: str
     plain: bool = False
-    spoken: tuple[str, ...] = ()
+    spoken: tuple[tuple[str, ...], ...] = ()
     hints: tuple[str, ...] = ()
     partial: bool = False
 
@@ -121,8 +128,7 @@ def draw_example(text: str, others: Sequence[str], rng: random.Random, *, plain:
     """A document about `text`; `plain` is the share of those without a prompt, the others are shares of those with one.
 
     Speech is not there yet, but a model that has never looked at what stands in its place could not be aligned to it while it is frozen. So in a
-    share of the prompts the words stand there, as an adaptor's frames will: each several times, some of them wrong. ours: the paper's LLM can
-    already repeat what it is given.
+    share of the prompts the pronunciation stands there, as an adaptor could give it. ours: the paper's LLM has read pinyin and phonetic script.
     """
     if rng.random() < plain:
         return Example(text, plain=True)
@@ -141,18 +147,36 @@ def draw_example(text: str, others: Sequence[str], rng: random.Random, *, plain:
     )
 
 
-def _as_frames(words: Sequence[str], rng: random.Random) -> list[str]:
-    """Words as frames of speech might say them: characters and Latin words one to three times each, pauses, and errors."""
-    frames = []
+def _as_frames(words: Sequence[str], rng: random.Random) -> list[tuple[str, ...]]:
+    """Words as a phoneme recogniser hears them: the phones of every 160 ms, most of them silent, as CTC's spikes are; some are wrong or missing.
+
+    Up to a third of the phones of an utterance are not as they should be: lost, another one, or two of which one is right.
+    """
+    error_rate = rng.uniform(0.0, 0.33)
+    heard: list[tuple[str, ...]] = [()] * rng.randint(0, 8)  # one for each 40 ms
     for word in words:
-        if rng.random() < 0.1:
-            word = SOUND_ALIKES.get(word, word)
-        for piece in re.findall(r"[^一-鿿]+|.", word):
-            chance = rng.random()
-            piece = rng.choice(WORDS)[0] if chance < 0.03 and not piece.isascii() else piece
-            frames += [piece] * (0 if chance > 0.97 else rng.randint(1, 3))
-        frames += [" "] * (rng.random() < 0.3)
-    return frames
+        for phone in _phones(word):
+            if rng.random() < error_rate:
+                heard += rng.choice([[], [(_confused(phone, rng),)], [(_confused(phone, rng),)], [(phone, _confused(phone, rng))]])
+            else:
+                heard += [(phone,)] * rng.randint(1, 2)
+            heard += [()] * rng.randint(0, 6)
+        heard += [()] * rng.choice([0, 2, 4, 8, 16])
+    return [sum(heard[start : start + STACK], ()) for start in range(0, len(heard), STACK)]
+
+
+@cache
+def _phones(word: str) -> list[str]:
+    return Lexicon("zh-en").phones(word)
+
+
+def _confused(phone: str, rng: random.Random) -> str:
+    """What may be heard instead: the same final in another tone, or any phone of its kind (initial, final, English)."""
+    kinds = ((ZERO_INITIAL, *INITIALS), ARPABET)
+    same = next((kind for kind in kinds if phone in kind), None)
+    if same is None and rng.random() < 0.5:
+        return phone[:-1] + rng.choice(TONES[:4])
+    return rng.choice(same or [final for final in PHONES if final[-1] in TONES])
 
 
 def _draw_hints(text: str, others: Sequence[str], rng: random.Random) -> list[str]:

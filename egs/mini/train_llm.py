@@ -36,7 +36,7 @@ import llm_card
 import llm_measure
 import llm_text
 from llm_ngram import KneserNey
-from llm_tokens import NOT_PREDICTED, Encoder, collate, train_tokenizer
+from llm_tokens import NOT_PREDICTED, Encoder, collate, embed, train_tokenizer
 
 import nim4.stage
 from nim4.config import RecipeError, apply_overrides, build
@@ -62,10 +62,10 @@ class MiniLlmConfig:
     head_dim: int = 64
     ffn_dim: int = 512
     plain: float = 0.15  # share of documents without a prompt; the following are shares of those with one
-    spoken: float = 0.6  # the words stand where speech will
+    spoken: float = 0.7  # the pronunciation stands where speech will
     hints: float = 0.3
     partial: float = 0.3
-    steps: int = 3_000
+    steps: int = 4_000
     batch: int = 128  # documents
     learning_rate: float = 2e-3
     warmup_steps: int = 100
@@ -110,7 +110,7 @@ def batches(texts: Sequence[str], encode: Encoder, config: MiniLlmConfig) -> Ite
     rng = random.Random(f"{config.seed} examples")
     shares = {name: getattr(config, name) for name in ("plain", "spoken", "hints", "partial")}
     while True:
-        pool: list[tuple[list[int], int]] = []
+        pool: list[tuple[list[tuple[int, ...]], int]] = []
         for text in rng.sample(texts, len(texts)):
             pool.append(encode(llm_text.draw_example(text, texts, rng, **shares)))
             if len(pool) == 16 * config.batch:
@@ -136,7 +136,8 @@ def train(model: Qwen3ForCausalLM, data: Iterator[tuple[Tensor, Tensor]], config
     curve, losses = [], []
     for step in range(1, config.steps + 1):
         x, labels = (tensor.to(device) for tensor in next(data))
-        loss = functional.cross_entropy(model(input_ids=x).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NOT_PREDICTED)
+        logits = model(inputs_embeds=embed(model.get_input_embeddings(), x)).logits[:, :-1]
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NOT_PREDICTED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()

@@ -40,8 +40,8 @@ from nim4.train.speed import as_written, compile_blocks, read_parts, room_on_the
 log = logging.getLogger("nim4")
 
 
-# parameters that Muon steps where it is chosen: the matrices between two hidden layers
-HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.")
+# parameters that Muon steps where it is chosen: the matrices between two hidden layers; in stage 3, and from stage 4 on
+HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.", "acoustic.encoder.blocks.", "adaptor.", "llm.model.layers.")
 
 CHOICES = {"precision": ("fp32", "bf16"), "optimizer": ("adamw", "muon"), "parallel": ("ddp", "fsdp2"), "schedule": ("cosine", "constant")}
 # settings that count something there must be at least one of

@@ -1,5 +1,6 @@
 """The language model of egs/mini: its text, its tokenizer, its baseline, and the weights that are kept in the repository."""
 
+import itertools
 import json
 import random
 import sys
@@ -118,21 +119,42 @@ def test_words_and_prompt_are_few_tokens_and_no_phrase_is_one(tokenizer, texts):
 
 def test_examples_follow_the_prompt(tokenizer):
     encode = tokens.Encoder(tokenizer)
-    example = llm_text.Example("open", spoken=("o", "北"), hints=("上海",), partial=True)
-    ids, num_given = encode(example)
-    assert ids[num_given:] == encode.prompt.answer("open")
-    before, _, after = tokenizer.decode(ids[:num_given]).partition("o北")
-    assert before == tokenizer.decode(encode.prompt.prefix)
-    assert after == tokenizer.decode(encode.prompt.suffix(["上海"], partial=True))
-    ids, num_given = encode(llm_text.Example("open", plain=True))
-    assert tokenizer.decode(ids) == tokens.DOCUMENT_END + "open" + tokens.DOCUMENT_END
+    example = llm_text.Example("open", spoken=(("OW",), ("ong1", "g"), ()), hints=("上海",), partial=True)
+    places, num_given = encode(example)
+    assert places[num_given:] == [(token,) for token in encode.prompt.answer("open")]
+    start = len(encode.prompt.prefix)
+    assert places[:start] == [(token,) for token in encode.prompt.prefix]
+    assert [tokenizer.decode(ids) for ids in places[start : start + 3]] == ["OW", "ong1g", " "]
+    assert places[start + 3 : num_given] == [(token,) for token in encode.prompt.suffix(["上海"], partial=True)]
+    places, num_given = encode(llm_text.Example("open", plain=True))
+    assert tokenizer.decode([token for (token,) in places]) == tokens.DOCUMENT_END + "open" + tokens.DOCUMENT_END
     assert num_given == 1
 
 
 def test_padding_and_what_is_given_are_not_predicted():
-    x, labels = tokens.collate([([5, 6, 7], 1), ([8, 9], 1)])
-    assert x.tolist() == [[5, 6, 7], [8, 9, 0]]
+    none = tokens.EMPTY
+    x, labels = tokens.collate([([(5, 4), (6,), (7,)], 1), ([(8,), (9,)], 1)])
+    assert x.tolist() == [[[5, 4], [6, none], [7, none]], [[8, none], [9, none], [none, none]]]
     assert labels.tolist() == [[tokens.NOT_PREDICTED, 6, 7], [tokens.NOT_PREDICTED, 9, tokens.NOT_PREDICTED]]
+
+
+def test_a_place_is_the_mean_of_its_tokens():
+    table = torch.nn.Embedding(10, 4)
+    x, _ = tokens.collate([([(5, 4), (6,), (7,)], 1), ([(8,), (9,)], 1)])
+    embedded = tokens.embed(table, x)
+    torch.testing.assert_close(embedded[0, 0], (table.weight[5] + table.weight[4]) / 2)
+    torch.testing.assert_close(embedded[1, 1], table.weight[9])
+    assert not embedded[1, 2].any()
+
+
+def test_speech_of_the_training_text_has_the_phones_of_its_words_and_errors():
+    text = "总工，open 北京饭店。"
+    right = ["z", "ong3", "g", "ong1", "OW", "P", "AH", "N", "b", "ei3", "j", "ing1", "f", "an4", "d", "ian4"]
+    drawn = [llm_text.draw_example(text, [text], random.Random(seed), plain=0, spoken=1, hints=0, partial=0).spoken for seed in range(50)]
+    heard = [[phone for frame in spoken for phone in frame] for spoken in drawn]
+    assert {phone for phones in heard for phone in phones} > set(right)
+    assert [phone for phone, _ in itertools.groupby(min(heard, key=lambda phones: len(set(phones) - set(right))))] == right
+    assert 0.02 < sum(phone not in right for phones in heard for phone in phones) / sum(map(len, heard)) < 0.25
 
 
 # --------------------------------------------------------------------------------------------------------- the baseline

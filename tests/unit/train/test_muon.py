@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nim4.train.muon import UPDATE_RMS, MuonAdamW, orthogonalised
+from nim4.train.muon import BLOCK_ROWS, UPDATE_RMS, MuonAdamW, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 40), (2, 40, 16)])
@@ -31,3 +31,17 @@ def test_matrices_are_stepped_by_muon_and_the_rest_by_adamw():
     torch.testing.assert_close(matrix.detach(), expected)
     assert torch.equal(other, twin)
     assert torch.equal(idle, kept)
+
+
+def test_matrices_are_taken_in_blocks_of_rows():
+    """Three blocks in one matrix are stepped as three matrices are."""
+    torch.manual_seed(0)
+    gradient = torch.randn(3 * BLOCK_ROWS, 32)
+    whole = torch.nn.Parameter(torch.zeros(3 * BLOCK_ROWS, 32))
+    parts = [torch.nn.Parameter(torch.zeros(BLOCK_ROWS, 32)) for _ in range(3)]
+    whole.grad = gradient.clone()
+    for part, own in zip(parts, gradient.split(BLOCK_ROWS), strict=True):
+        part.grad = own.clone()
+    MuonAdamW([{"params": [whole, *parts], "muon": True}], lr=0.1, weight_decay=0.0).step()
+    torch.testing.assert_close(whole.detach(), torch.cat([part.detach() for part in parts]))
+    assert float(whole.detach().square().mean().sqrt()) == pytest.approx(0.1 * UPDATE_RMS, rel=0.3)
