@@ -29,7 +29,7 @@ from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, make_keys
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.confusion import Slots, slots_of
 from nim4.decode.hotword_file import REBUILD, read_arrays, write_arrays
-from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, rescored, search_lattice
+from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream, rescored, search_lattice
 from nim4.decode.hotword_names import NameTable
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, about_phones, english_words, search
 from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_name, journal_rows, read_journal, state_of
@@ -83,6 +83,10 @@ class HotwordView:
     def stream(self) -> HotwordStream:
         """An exact search that goes along with an utterance, chunk by chunk."""
         return HotwordStream(self.sources, self._index.about)
+
+    def stream_lattice(self, limits: LatticeLimits = DEFAULT_LIMITS) -> LatticeStream:
+        """The same in the confusion network of its log-probabilities."""
+        return LatticeStream(self.sources, self._index.about, limits)
 
     def sources(self) -> list[Source]:
         """What is searched; the same object until something changes."""
@@ -186,6 +190,10 @@ class HotwordIndex:
     def stream(self) -> HotwordStream:
         """See HotwordView.stream."""
         return self._all.stream()
+
+    def stream_lattice(self, limits: LatticeLimits = DEFAULT_LIMITS) -> LatticeStream:
+        """See HotwordView.stream_lattice."""
+        return self._all.stream_lattice(limits)
 
     def filter(self, tags: Collection[str] | None = None, lists: Sequence["HotwordIndex"] = ()) -> HotwordView:
         """The index as one user sees it, see HotwordView. Keep the view: the first search of a new one looks at every name."""
@@ -299,6 +307,22 @@ class HotwordIndex:
         if self._journal is None or self._journal["sequence"] <= self.state.sequence:
             return
         self.state = changed(self.state, *read_journal(path), self._journal["sequence"])
+
+
+def index_files(search: str, folder: Path | None) -> list[Path]:
+    """The files that decide what a decode config finds; none when it searches nothing.
+
+    Args:
+        search: `hotwords` of the config.
+    Raises:
+        RecipeError: if it needs an index and there is none.
+    """
+    if search == "none":
+        return []
+    if folder is None:
+        fix = "run stage 10, ./run.sh --stage 10 --hotword-list FILE"
+        raise RecipeError("--hotword-index", expected="the folder of stage 10, in which a config looks up hints", found="none", fix=fix)
+    return [folder / FILE, *([folder / JOURNAL] if (folder / JOURNAL).is_file() else [])]
 
 
 @contextmanager

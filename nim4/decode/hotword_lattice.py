@@ -5,15 +5,15 @@ its length, and while no match around it is worth more; a longer match outweighs
 nats for each phone that it has more. So without alternatives the result is that of the exact search.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nim4.decode import trie as walks
-from nim4.decode.confusion import Slots, ctc_cost
+from nim4.decode.confusion import SlotMaker, Slots, ctc_cost
 from nim4.decode.hotword_search import Hit, Phones, Source, WordCosts, scratch
-from nim4.decode.trie import ENGLISH
+from nim4.decode.trie import ENGLISH, MAX_GAPS
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class LatticeLimits:
 
 
 DEFAULT_LIMITS = LatticeLimits()
+_SLOT_FIELDS = ("phones", "costs", "counts", "frames")
 
 
 def search_lattice(sources: Sequence[Source], about: Phones, slots: Slots, limits: LatticeLimits, begin: int = 0) -> list[Hit]:
@@ -142,3 +143,46 @@ def rescored(hits: Sequence[Hit], about: Phones, slots: Slots, log_probs: np.nda
             if cost <= limits.max_ctc_cost * len(phones):
                 kept.setdefault((hit.start, hit.end, round(cost, 4)), []).append((source, key))
     return [Hit(start, end, cost, tuple(keys)) for (start, end, cost), keys in sorted(kept.items(), key=lambda item: item[0])]
+
+
+class LatticeStream:
+    """The lattice search of one stream, as its log-probabilities come; at the end the same as a search of the whole.
+
+    With each chunk only keys are searched that can still end in it.
+
+    Args:
+        sources: gives the sources that are searched now; the same object as long as nothing has changed.
+        about: of the phones.
+    """
+
+    def __init__(self, sources: Callable[[], Sequence[Source]], about: Phones, limits: LatticeLimits = DEFAULT_LIMITS):
+        self._get_sources, self._about, self._limits = sources, about, limits
+        self._maker, self._slots = SlotMaker(), Slots.of_phones(np.zeros(0, np.uint8))
+        self._frames: list[np.ndarray] = []
+        self._rows: tuple[np.ndarray, ...] = ()
+        self._sources: Sequence[Source] | None = None
+        self.hits: list[Hit] = []
+
+    def push(self, log_probs: np.ndarray, final: bool = False) -> list[Hit]:
+        """The hits that stand after a chunk, (S, V) float32; `final` with the last. A slot that the next chunk may go on with comes with that."""
+        self._frames.append(log_probs)
+        new = self._maker.push(log_probs, final)
+        if not len(new):
+            return self.hits
+        num_old, sources = len(self._slots), self._get_sources()
+        self._slots = Slots(*(np.concatenate([getattr(part, name) for part in (self._slots, new)]) for name in _SLOT_FIELDS))
+        begin = self._first_open(num_old, sources) if sources is self._sources else 0
+        rows, costs, owners = _walk(sources, self._about, self._slots, self._limits, begin)
+        if begin > 0:
+            kept = self._rows[0][:, 0] < begin
+            rows, costs, owners = (np.concatenate([old[kept], more]) for old, more in zip(self._rows, (rows, costs, owners), strict=True))
+        self._sources, self._rows = sources, (rows, costs, owners)
+        hits = _choose(sources, self._about, self._slots, self._limits, rows, costs, owners)
+        self.hits = rescored(hits, self._about, self._slots, np.concatenate(self._frames), self._limits)
+        return self.hits
+
+    def _first_open(self, num_old: int, sources: Sequence[Source]) -> int:
+        """The first slot from which a key may reach beyond slot `num_old`."""
+        longest = max((source.table.trie.depth for source in sources), default=0) + MAX_GAPS
+        spoken = np.flatnonzero(self._slots.phones[:num_old, 0])
+        return int(spoken[-longest]) if len(spoken) >= longest else 0

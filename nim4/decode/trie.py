@@ -9,6 +9,7 @@ two phones), which takes as long in practice, needs a ninth of the memory, and l
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numba
 import numpy as np
@@ -39,6 +40,14 @@ class Trie:
     @property
     def num_keys(self) -> int:
         return int(np.count_nonzero(self.key != NONE))
+
+    @cached_property
+    def depth(self) -> int:
+        """Phones of the longest key."""
+        depth, begin, end = 0, 0, 1
+        while begin < end <= len(self.label) and depth < 256:
+            begin, end, depth = end, max(int(self.first[end]), end), depth + 1
+        return depth - 1
 
     def find(self, phones: np.ndarray) -> int | None:
         """The number of a key."""

@@ -198,3 +198,33 @@ def test_rescoring_leaves_out_what_the_frames_speak_against():
     assert texts(index.search_log_probs(log_probs)) == [["惠新西街"]]
     assert index.search_log_probs(log_probs, LatticeLimits(max_ctc_cost=0.2)) == []
     assert index.search_log_probs(log_probs, None) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(0, 40), cuts=st.lists(st.integers(0, 40), max_size=5))
+def test_a_stream_of_log_probabilities_ends_where_a_search_of_the_whole_does(seed, size, cuts):
+    rng = np.random.default_rng(seed)
+    ids = [0, *SMALL]
+    keys = [rng.choice(SMALL, rng.integers(2, 5)).tolist() for _ in range(20)]
+    limits = LatticeLimits(min_phones=2, max_ctc_cost=3.0)
+    index = HotwordIndex.build(keyed(keys), INVENTORY)
+    log_probs = np.full((size, len(INVENTORY)), -15.0, np.float32)
+    log_probs[:, ids] = np.log(rng.dirichlet(np.full(len(ids), 0.2), size).reshape(size, len(ids)) + 1e-6)
+    stream = index.stream_lattice(limits)
+    edges = [0, *sorted(min(cut, size) for cut in cuts), size]
+    for begin, end in itertools.pairwise(edges):
+        stream.push(log_probs[begin:end])
+    stream.push(log_probs[:0], final=True)
+    expected = index.search_log_probs(log_probs, limits)
+    assert seen(stream.hits) == seen(expected)
+    assert [hit.cost for hit in stream.hits] == pytest.approx([hit.cost for hit in expected])
+
+
+def test_a_lattice_stream_sees_a_change_and_rereads_only_what_is_open():
+    index = index_of("北京", "上海饭店")
+    phones = said("北京饭店上海饭店")
+    log_probs = frames([{phone: 1} for phone in phones], len(INVENTORY))
+    stream = index.stream_lattice()
+    assert texts(stream.push(log_probs[:9])) == [["北京"]]
+    index.add(["北京饭店"])
+    assert texts(stream.push(log_probs[9:], final=True)) == [["北京饭店"], ["上海饭店"]]
