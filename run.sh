@@ -23,6 +23,7 @@ init=                               # model folder that the first training stage
 snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
 entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
 decode="ctc_greedy ctc_streaming offline"   # decode configurations, files of local/conf/decode/
+hotword_list=                       # word list of names for stage 10: the index in which decode configs with hotwords look up hints
 hotwords=                           # words separated by commas: hints to the speech LLM in stage 11
 
 # The corpus
@@ -61,7 +62,7 @@ fi
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh" # from here on in the repository's root
 
 source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_path "$init") entities=$(caller_path "$entities")
-snapshots=$(caller_path "$snapshots")
+hotword_list=$(caller_path "$hotword_list") snapshots=$(caller_path "$snapshots")
 [ "$data_dir" = data ] || data_dir=$(caller_path "$data_dir" new)
 [ "$exp_dir" = exp ] || exp_dir=$(caller_path "$exp_dir" new)
 [ "$preset" != ci ] || limit=${limit:-24} # the tests want a minute, not a result
@@ -171,6 +172,14 @@ if stage 9 phoneme_head "the phoneme head follows the encoder"; then
   $launch local/09_phoneme_head.py "${training[@]}" --noise "$noise" --init "$start" --out "$exp/9_phoneme_head" "${own_set[@]}"
 fi
 
+if stage 10 hotwords "names -> an index of how they sound"; then
+  if [ -n "$hotword_list" ]; then
+    python local/10_hotwords.py --list "$hotword_list" --units "$data/units" --out "$exp/10_hotwords" ${jobs:+--jobs "$jobs"}
+  else
+    _stage_say "stage 10 hotwords: no --hotword-list, so no index"
+  fi
+fi
+
 if stage 11 decode "$decode on $test"; then
   model=$exp/9_phoneme_head
   if [ -z "$first_trained" ] && [ -n "$init" ]; then
@@ -178,8 +187,10 @@ if stage 11 decode "$decode on $test"; then
   else # the last that has been trained
     for folder in "${trained[@]}"; do [ ! -f "$exp/$folder/done.json" ] || model=$exp/$folder; done
   fi
+  made=()
+  [ ! -f "$exp/10_hotwords/done.json" ] || made=(--hotword-index "$exp/10_hotwords")
   python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
-    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" --out "$exp/11_decode" --device "$device"
+    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" "${made[@]}" --out "$exp/11_decode" --device "$device"
 fi
 
 if stage 12 score "error rates with intervals, speed and latency"; then

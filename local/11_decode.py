@@ -25,11 +25,12 @@ from nim4.corpus.manifest import MonoCut, load_cuts, utterances
 from nim4.corpus.progress import Progress
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.ctc import ENCODER_FRAME_MS, offline_log_probs, stream_cuts
+from nim4.decode.hotword import HotwordIndex, index_files
 from nim4.decode.lexicon import LexiconSearch, join_words
-from nim4.decode.offline import decode_cuts, transcripts
+from nim4.decode.offline import decode_cuts, llm_cuts
 from nim4.decode.processes import processes_of_one_thread
-from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
-from nim4.model.checkpoint import WEIGHTS, load_model, read_model_config
+from nim4.model.asr import SpeechLlm, load_speech_llm, model_files
+from nim4.model.checkpoint import load_model, read_model_config
 from nim4.model.conformer import Context
 from nim4.model.ctc import PhonemeModel, collapse
 from nim4.score.record import hardware
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--closed", default="", help="test sets with a closed vocabulary: words are searched there")
     parser.add_argument("--lexicon", type=Path, help="the words of the closed sets, one per line")
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM for every utterance")
+    parser.add_argument("--hotword-index", type=Path, help="folder of stage 10, in which configs with `hotwords` look up hints")
     parser.add_argument("--out", type=Path, required=True, help="folder to make OUT/<config>/<test set> in")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
@@ -66,7 +68,7 @@ def main() -> None:
         raise RecipeError("--hotwords", expected="a decode config of the speech LLM", found=args.configs, fix="for example --configs offline")
     inventory = read_model_config(args.model)[1]
     search = LexiconSearch.of_file(args.lexicon, inventory) if closed else None
-    decoders = Decoders(args.model, pick_device(args.device), search, hotwords)
+    decoders = Decoders(args.model, pick_device(args.device), search, hotwords, args.hotword_index)
     for name, config in configs.items():
         for test_set in sets:
             manifest = args.units / f"{test_set}.jsonl.gz"
@@ -75,19 +77,18 @@ def main() -> None:
             output = stage.StageOutput(
                 args.out / name / test_set,
                 config={"decode": as_dict(config), "words": words} | ({} if is_ctc else {"hotwords": hotwords}),
-                inputs=[manifest, *model_files(args.model, config.method)] + ([args.lexicon] if words else []),
+                inputs=[
+                    manifest,
+                    *model_files(args.model, config.method),
+                    *([args.lexicon] if words else []),
+                    *index_files(config.hotwords, args.hotword_index),
+                ],
             )
             if not output.is_done():
                 cuts = list(load_cuts(manifest))
-                decoders.load(config.method)
+                decoders.load(config)
                 decoded = decoders.ctc(cuts, config, words) if is_ctc else decoders.llm(cuts, config)
                 write_set(f"{name}/{test_set}", cuts, decoded, config, output, args.model)
-
-
-def model_files(folder: Path, method: str) -> list[Path]:
-    """What decides the result of a method: the folder's own files, and for the speech LLM its language model's."""
-    files = [folder / name for name in (WEIGHTS, "config.yaml", "tokens.txt")]
-    return files + ([folder / LLM_FOLDER / name for name in (WEIGHTS, "config.json", "tokenizer.json")] if method == "llm" else [])
 
 
 def read_decode_config(name: str) -> DecodeConfig:
@@ -103,6 +104,9 @@ def read_decode_config(name: str) -> DecodeConfig:
         raise RecipeError(f"{path}: streaming", expected="false with method llm", found="true", fix="use method ctc_greedy for streams")
     if config.num_beams < 1 or (config.num_beams > 1 and config.method != "llm"):
         raise RecipeError(f"{path}: num_beams", expected="1, or more with method llm", found=config.num_beams, fix="correct the file")
+    if config.hotwords not in ("none", "exact", "lattice") or (config.hotwords != "none" and (config.method != "llm" or config.max_hints < 1)):
+        expected = "none, or exact or lattice with method llm and max_hints of at least 1"
+        raise RecipeError(f"{path}: hotwords", expected=expected, found=f"{config.hotwords}, {config.max_hints}", fix="correct the file")
     if config.chunk_ms % ENCODER_FRAME_MS or config.chunk_ms <= 0:
         raise RecipeError(f"{path}: chunk_ms", expected=f"a multiple of {ENCODER_FRAME_MS}", found=config.chunk_ms, fix="for example 640")
     if config.left_context_chunks < 0:
@@ -128,13 +132,14 @@ class Outcome:
     wall_s: float
     shown: Sequence[tuple[float, float, str]]  # streaming: (audio heard in s, clock in s, what was shown)
     error: str | None
+    hints: list[str] | None = None  # that were found for it; None = nothing was looked up
 
 
 class Decoders:
     """The ways to decode, over one model folder; each part of it is loaded when it is first needed."""
 
-    def __init__(self, folder: Path, device: torch.device, search: LexiconSearch | None, hotwords: list[str]):
-        self._folder, self._device, self._search, self._hotwords = folder, device, search, hotwords
+    def __init__(self, folder: Path, device: torch.device, search: LexiconSearch | None, hotwords: list[str], index: Path | None):
+        self._folder, self._device, self._search, self._hotwords, self._index_folder = folder, device, search, hotwords, index
         self._num_processes = processes_of_one_thread(device)
 
     @cached_property
@@ -145,9 +150,13 @@ class Decoders:
     def _speech_llm(self) -> SpeechLlm:
         return load_speech_llm(self._folder, self._device)[0]
 
-    def load(self, method: str) -> None:
-        """Loads what a method needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
-        _ = self._phoneme_model if method == "ctc_greedy" else self._speech_llm
+    @cached_property
+    def _index(self) -> HotwordIndex:
+        return HotwordIndex.load(self._index_folder, read_model_config(self._folder)[1])
+
+    def load(self, config: DecodeConfig) -> None:
+        """Loads what a config needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
+        _ = self._phoneme_model if config.method == "ctc_greedy" else self._speech_llm, config.hotwords != "none" and self._index
 
     def ctc(self, cuts: list[MonoCut], config: DecodeConfig, words: bool) -> Iterator[Outcome]:
         """Greedy phonemes, and words of the lexicon when asked for."""
@@ -172,12 +181,10 @@ class Decoders:
 
     def llm(self, cuts: list[MonoCut], config: DecodeConfig) -> Iterator[Outcome]:
         """Text of the speech LLM from whole recordings."""
-
-        def decode(recordings: Sequence[np.ndarray]) -> list[str]:
-            return transcripts(self._speech_llm, recordings, hints=[self._hotwords] * len(recordings), num_beams=config.num_beams)
-
-        for row in decode_cuts(cuts, config.batch_s, decode, self._num_processes):
-            yield Outcome(row.cut, None, row.result, row.wall_s, [], row.error)
+        index = self._index if config.hotwords != "none" else None
+        for row in llm_cuts(self._speech_llm, cuts, config, self._hotwords, index, self._num_processes):
+            text, hints = row.result or (None, None)
+            yield Outcome(row.cut, None, text, row.wall_s, [], row.error, hints)
 
 
 def write_set(
@@ -195,7 +202,7 @@ def write_set(
     for row in decoded:
         phones = None if row.phones is None else " ".join(row.phones)
         facts = {"audio_s": round(row.cut.duration, 3), "wall_s": round(row.wall_s, 5), "error": row.error}
-        hyps.append({"id": row.cut.id, "phones": phones, "text": row.text, **facts})
+        hyps.append({"id": row.cut.id, "phones": phones, "text": row.text, **facts} | ({} if row.hints is None else {"hints": row.hints}))
         for number, (audio_s, clock_s, text) in enumerate(row.shown, 1):
             times = {"t_audio_s": round(audio_s, 3), "t_wall_s": round(clock_s, 4)}
             events.append({"id": row.cut.id, **times, "text": text, "is_final": number == len(row.shown)})

@@ -1,4 +1,4 @@
-"""Reports that belong to no stage: `python -m nim4 entropy --help`."""
+"""What belongs to no stage: `python -m nim4 entropy --help`, `python -m nim4 hotwords --help`."""
 
 import argparse
 import re
@@ -13,6 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nim4", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_entropy(commands)
+    add_hotwords(commands)
     return parser
 
 
@@ -118,6 +119,116 @@ def language_of(units: Path) -> str:
         raise RecipeError(
             units / "done.json", expected="the record of stage 2", found=f"no {error}", fix="give the folder of stage 2 as --units"
         ) from error
+
+
+def add_hotwords(commands: Any) -> None:
+    from nim4.corpus.hotword_list import default_jobs
+
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    about = "An index of names by sound: make one from word lists, search it, change it. Searches that go on are not disturbed by changes."
+    actions = commands.add_parser("hotwords", description=about, help="build, search and change hotword indexes").add_subparsers(required=True)
+
+    def action(name: str, help_text: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, description=help_text, help=help_text, formatter_class=defaults)
+        parser.set_defaults(run=hotwords, action=name)
+        return parser
+
+    build = action("build", "an index from word lists: a name per line, or tab-separated name, weight, tags, pronunciation")
+    build.add_argument("list", type=Path, nargs="+", metavar="LIST", help="word lists, .gz and .xz too")
+    build.add_argument("--out", type=Path, required=True, help="folder to make")
+    build.add_argument("--units", type=Path, help="folder with the model's tokens.txt; none = the inventory of stage 2")
+    build.add_argument("--tones", default="toned", help="toned; toneless: tones do not count; wildcard: a neutral tone is any")
+    build.add_argument("--ordinary", type=Path, help="text without hotwords, a sentence per line: names that it has too often are never found")
+    build.add_argument("--jobs", type=int, default=default_jobs(), help="processes")
+    search = action("search", "the names in a text as it is read aloud, in phones, or in a recording")
+    search.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
+    query = search.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", help="what is said, as text")
+    query.add_argument("--phones", help="what is said, as phones of tokens.txt")
+    query.add_argument("--wav", type=Path, help="what is said, as a recording; needs --model")
+    search.add_argument("--model", type=Path, help="model folder whose phoneme head hears the recording")
+    search.add_argument("--search", choices=("exact", "lattice"), default="lattice", help="of a recording: the best phones, or what was nearly heard")
+    search.add_argument("--engine", default="trie", help="trie; ahocorasick: the paper's automaton, slow to load")
+    search.add_argument("--tags", default="", help="separated by commas: only names with one of them")
+    add = action("add", "names into an index")
+    add.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
+    add.add_argument("names", nargs="*", metavar="NAME", help="names")
+    add.add_argument("--list", type=Path, help="and those of a word list")
+    remove = action("remove", "names out of an index")
+    remove.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="names")
+    for name, help_text in (("stats", "counts of an index"), ("compact", "takes what was added and removed into the base")):
+        action(name, help_text).add_argument("index", type=Path, metavar="DIR", help="folder of an index")
+
+
+def hotwords(args: argparse.Namespace) -> None:
+    """One action on a hotword index."""
+    from nim4.corpus.hotword_list import ListReport, Name, merge_names, read_list
+    from nim4.decode.hotword import HotwordIndex
+    from nim4.decode.hotword_build import build_folder
+
+    if args.action == "build":
+        build_folder(args.list, args.out, units=args.units, tones=args.tones, ordinary=args.ordinary, jobs=args.jobs)
+        return
+    index = HotwordIndex.load(args.index, engine=getattr(args, "engine", "trie"))
+    if args.action == "search":
+        for hit in found_hotwords(args, index):
+            for name in hit.names:
+                more = [f"weight {name.weight:g}", *name.tags, *([f"cost {hit.cost:.2f}"] if hit.cost else [])]
+                print(f"{hit.start}-{hit.end}\t{name.text}\t{', '.join(more)}")
+    elif args.action == "stats":
+        for key, value in index.stats().items():
+            print(f"{key}\t{value}")
+    elif args.action == "compact":
+        index.compact_here()
+    elif args.action == "add":
+        report = ListReport()
+        listed = read_list(args.list, index.inventory, report) if args.list else []
+        names = [name for _, name in merge_names([*listed, *((0, Name(text)) for text in args.names)], report).values()]
+        if not names:
+            raise RecipeError("NAME, --list", expected="at least one name", found="none", fix="name one")
+        added = index.add(names)
+        report.names, report.keys = added.names, added.keys
+        for reason, lines in added.skipped.items():
+            report.skipped.setdefault(reason, []).extend(lines)
+        index.save()
+        report.log(args.index)
+        if report.names < 1:
+            raise RecipeError("NAME", expected="a name that can be said", found=", ".join(report.skipped), fix="correct it")
+    else:
+        missing = index.remove(args.names)
+        index.save()
+        if missing:
+            raise RecipeError("NAME", expected="names of the index", found=", ".join(missing), fix="the others are removed; correct these")
+
+
+def found_hotwords(args: argparse.Namespace, index: Any) -> Any:
+    """The hits of what is said, in one of the three forms."""
+    from nim4.corpus.g2p import Lexicon
+    from nim4.decode.hotword_lattice import DEFAULT_LIMITS
+
+    view = index.filter({tag.strip() for tag in args.tags.split(",")}) if args.tags else index
+    if args.wav is None:
+        phones = args.phones if args.phones is not None else Lexicon().phones(args.text)
+        return view.search(index.inventory.encode(phones))
+    from nim4.corpus.feats import UNREADABLE, read_samples
+    from nim4.corpus.manifest import cuts_from_table
+    from nim4.corpus.table import Row
+    from nim4.decode.ctc import offline_log_probs
+    from nim4.model.checkpoint import load_model
+    from nim4.train.distributed import pick_device
+
+    if args.model is None:
+        raise RecipeError("--model", expected="the model folder that hears a recording", found="none", fix="add --model DIR")
+    model, inventory = load_model(args.model, pick_device("cpu"))
+    if inventory.tokens != index.inventory.tokens:
+        raise RecipeError(args.index, expected="an index of the model's units", found="others", fix=f"build it with --units {args.model}")
+    try:
+        (cut,) = cuts_from_table([Row("recording", args.wav, "?", "", "zh")])[0]
+        (log_probs,) = offline_log_probs(model, [read_samples(cut)])
+    except UNREADABLE as error:
+        raise RecipeError(args.wav, expected="a recording of 0.1 to 60 s", found=error or "none", fix="correct --wav") from error
+    return view.search_log_probs(log_probs, DEFAULT_LIMITS if args.search == "lattice" else None)
 
 
 if __name__ == "__main__":

@@ -4,4 +4,5 @@
 here=$(dirname "$0")
 exec "$here/../../run.sh" --corpus mini --source "$here/audio" --language zh-en --metric mer \
   --train "train_words=0.4 train_phrases=0.8 train_sent=0.15 train_an4" --noise noise --valid dev \
-  --test "test_grammar test_joins test_sent test_noise" --closed "test_grammar test_joins" --lexicon "$here/words.txt" --entities "$here/words.txt" "$@"
+  --test "test_grammar test_joins test_sent test_noise" --closed "test_grammar test_joins" --lexicon "$here/words.txt" \
+  --entities "$here/words.txt" --hotword-list "$here/words.txt" "$@"

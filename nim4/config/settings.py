@@ -308,6 +308,8 @@ class DecodeConfig:
 
     method: str = "ctc_greedy"  # ctc_greedy | llm
     num_beams: int = 1  # llm: 1 = greedy
+    hotwords: str = "none"  # llm: exact | lattice: hints are looked up in the index of stage 10 by the phoneme head's output (paper: exact)
+    max_hints: int = 10  # ours, see nim4/decode/hotword_hints.py
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6

@@ -32,6 +32,9 @@ _PARTS_OF_WORD = re.compile(r"[A-Za-z']+|[\d.]+")
 _EXTRA_LATIN = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"})
 _SPOKEN_SYMBOLS = {"&": ("and", "and"), "@": ("at", "at"), "+": ("加", "plus"), "=": ("等于", "equals")}  # in Chinese text, in English text
 _SILENT_SYMBOLS = "~|<>"
+# Readings that surnames have and hardly anything else.
+_SURNAMES = dict(pair.split(":") for pair in ("单:shan4", "解:xie4", "仇:qiu2", "区:ou1", "查:zha1", "盖:ge3", "任:ren2", "朴:piao2", "覃:qin2"))
+MIN_PHRASES, MIN_PHRASE_SHARE = 2, 0.01  # ours: of a further reading; archaic ones, of which dictionaries list many, stand in fewer
 _UNREADABLE = ("Ll", "Lu", "Lt", "Lm", "Lo", "Nl", "No", "Nd", "Sm", "Sc", "So", "Co", "Cn")  # categories that stand for something spoken
 
 
@@ -117,7 +120,7 @@ class Lexicon:
         spelled = _spelled_runs(pieces)
         for i, (kind, piece) in enumerate(pieces):
             if kind == "han":
-                yield from self._read_han(piece)
+                yield from self.read_han(piece)
             elif kind == "dotted":
                 yield from (Reading(letter.lower(), LETTER_NAMES[letter.lower()], "letters") for letter in piece if letter != ".")
             elif kind == "latin":
@@ -126,7 +129,8 @@ class Lexicon:
             elif kind == "other":
                 yield from self._read_symbol(piece, language)
 
-    def _read_han(self, run: str) -> Iterator[Reading]:
+    def read_han(self, run: str) -> Iterator[Reading]:
+        """The words of a run of Chinese characters; nothing is counted."""
         for stretch, is_own in self._own_phrases.split(run):
             if is_own:
                 yield Reading(stretch, self._own[stretch], "pronunciations")
@@ -166,7 +170,7 @@ class Lexicon:
             part = part.strip("'")
             if part[:1].isdecimal():
                 for spoken in g2p_numbers.read_in_word(part, language):
-                    readings += self._read_han(spoken) if language == "zh" else [self._read_english(spoken, False)]
+                    readings += self.read_han(spoken) if language == "zh" else [self._read_english(spoken, False)]
             elif len(part) == 1:
                 readings.append(Reading(part, spell(part), "letters"))
             elif part:
@@ -181,7 +185,7 @@ class Lexicon:
         elif char in _SPOKEN_SYMBOLS:
             in_chinese, in_english = _SPOKEN_SYMBOLS[char]
             spoken = in_chinese if language == "zh" else in_english
-            yield from self._read_han(spoken) if is_han(spoken[0]) else [self._read_english(spoken, False)]
+            yield from self.read_han(spoken) if is_han(spoken[0]) else [self._read_english(spoken, False)]
         elif unicodedata.category(char) in _UNREADABLE and char not in _SILENT_SYMBOLS:
             yield Reading(char, (UNKNOWN,), "unk")
 
@@ -349,3 +353,48 @@ def _pinyin(word: str) -> list[str]:
 def _citation(char: str, syllable: str) -> Phones:
     """The phones of a syllable; 一 and 不 keep their own tone, which the dictionary changes in some phrases and not in others."""
     return syllable_phones({"一": "yi1", "不": "bu4"}.get(char, syllable))
+
+
+@functools.cache
+def han_readings(char: str) -> tuple[Phones, ...]:
+    """All readings of a character that are in use, the most frequent first; empty when nobody can read it.
+
+    The first is the one that Lexicon gives outside phrases. A further one counts when enough phrases of the dictionary have it, when it is
+    a surname's, or when there are too few phrases to tell.
+    """
+    first = _corrections().get(char) or _read_han_char(char).phones
+    if first == (UNKNOWN,):
+        return ()
+    if char in "一不儿":
+        return (first,)
+    from pypinyin import Style, pinyin
+
+    counts = _phrase_readings().get(char, Counter())
+    listed = pinyin(char, style=Style.TONE3, heteronym=True, neutral_tone_with_five=True, v_to_u=False, errors="ignore")
+    total = sum(counts.values())
+    wanted = max(MIN_PHRASES, MIN_PHRASE_SHARE * total) if total >= MIN_PHRASES else 0
+    used = [syllable for syllable in (listed[0] if listed else []) if counts[syllable] >= wanted]
+    used = sorted(used, key=lambda syllable: -counts[syllable]) + ([_SURNAMES[char]] if char in _SURNAMES else [])
+    return tuple(dict.fromkeys([first, *(syllable_phones(syllable) for syllable in used if _is_syllable(syllable))]))
+
+
+def _is_syllable(syllable: str) -> bool:
+    try:
+        syllable_phones(syllable)
+    except ValueError:
+        return False
+    return True
+
+
+@functools.cache
+def _phrase_readings() -> dict[str, Counter[str]]:
+    """Character -> how many phrases of the dictionary have it in which reading."""
+    from pypinyin.constants import PHRASES_DICT
+    from pypinyin.contrib.tone_convert import to_tone3
+
+    convert = functools.cache(lambda marked: to_tone3(marked, v_to_u=False, neutral_tone_with_five=True))
+    counts: dict[str, Counter[str]] = {}
+    for phrase, syllables in PHRASES_DICT.items():
+        for char, syllable in zip(phrase, syllables, strict=False):
+            counts.setdefault(char, Counter())[convert(syllable[0])] += 1
+    return counts

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nim4.config import DecodeConfig
 from nim4.corpus.feats import UNREADABLE, Fbank, read_samples
 from nim4.corpus.manifest import MonoCut
+from nim4.decode.hotword import HotwordIndex, HotwordView
+from nim4.decode.hotword_hints import MAX_HINTS, Hints
+from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
 from nim4.decode.processes import in_processes
 from nim4.model.asr import SpeechLlm
 
@@ -82,3 +86,55 @@ def transcripts(model: SpeechLlm, recordings: Sequence[np.ndarray], *, hints: Se
     if not x.numel():
         return ["" for _ in recordings]
     return model.transcribe(x, x_lens, hints=hints, num_beams=num_beams)
+
+
+@torch.inference_mode()
+def transcripts_with_hotwords(
+    model: SpeechLlm,
+    recordings: Sequence[np.ndarray],
+    hotwords: HotwordIndex | HotwordView,
+    *,
+    limits: LatticeLimits | None = DEFAULT_LIMITS,
+    given: Sequence[str] = (),
+    max_hints: int = MAX_HINTS,
+    num_beams: int = 1,
+) -> list[tuple[str, list[str]]]:
+    """Like `transcripts`, with hints that sound like what the phoneme head heard; each recording is encoded once.
+
+    Args:
+        hotwords: where hints are looked up.
+        limits: of the lattice search; None = exact search.
+        given: hints of every recording.
+        max_hints: per recording, the given ones included.
+    Returns:
+        text and hints per recording.
+    """
+    x, x_lens = features_of(recordings, model.acoustic.mean.device)
+    if not x.numel():
+        return [("", list(given)) for _ in recordings]
+    frames, lens = model.encode(x, x_lens)
+    log_probs = model.acoustic.head(frames).cpu().numpy()
+    found = [hotwords.search_log_probs(row[:length], limits) for row, length in zip(log_probs, lens.tolist(), strict=True)]
+    hints = [Hints(given, max_hints).update(hits) for hits in found]
+    return list(zip(model.write(*model.adaptor(frames, lens), hints=hints, num_beams=num_beams), hints, strict=True))
+
+
+def llm_cuts(
+    model: SpeechLlm, cuts: Sequence[MonoCut], config: DecodeConfig, given: Sequence[str], index: HotwordIndex | None, num_processes: int = 1
+) -> Iterator[Decoded[tuple[str, list[str] | None]]]:
+    """Text of every cut, and the hints that were looked up for it; None when there is no index.
+
+    Args:
+        given: hints for every cut.
+        index: hotwords; the config says how they are searched.
+    """
+
+    def decode(recordings: Sequence[np.ndarray]) -> list[tuple[str, list[str] | None]]:
+        if index is None:
+            texts = transcripts(model, recordings, hints=[given] * len(recordings), num_beams=config.num_beams)
+            return [(text, None) for text in texts]
+        limits = DEFAULT_LIMITS if config.hotwords == "lattice" else None
+        options = {"given": given, "max_hints": config.max_hints, "num_beams": config.num_beams}
+        return transcripts_with_hotwords(model, recordings, index, limits=limits, **options)
+
+    return decode_cuts(cuts, config.batch_s, decode, num_processes)

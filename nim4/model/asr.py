@@ -128,7 +128,11 @@ class SpeechLlm(nn.Module):
         num_beams: int = 1,
     ) -> list[str]:
         """Texts of a batch of features (B, T, 80), greedily or with beam search; `hints` per utterance."""
-        speech, lens = self.speech(x, x_lens, context)
+        return self.write(*self.speech(x, x_lens, context), hints=hints, num_beams=num_beams)
+
+    @torch.inference_mode()
+    def write(self, speech: Tensor, lens: Tensor, *, hints: Sequence[Sequence[str]] | None = None, num_beams: int = 1) -> list[str]:
+        """Texts for what the adaptor gave: (B, A, D) embeddings and (B,) lengths."""
         suffixes = [self.prompt.suffix(h) for h in (hints or [()] * len(lens))]
         embeds, _, row_lens = self.rows(speech, lens, suffixes, left=True)
         limits = [max_answer_tokens(n) for n in lens.tolist()]
@@ -194,3 +198,9 @@ def load_speech_llm(folder: Path, device: torch.device) -> tuple[SpeechLlm, Phon
     adaptor = {name.removeprefix(ADAPTOR): tensor for name, tensor in weights.items() if name.startswith(ADAPTOR)}
     load_into(model.adaptor, adaptor, folder / WEIGHTS)
     return model.to(device).eval(), inventory
+
+
+def model_files(folder: Path, method: str) -> list[Path]:
+    """What decides the result of a decoding method (llm, or another): the folder's own files, and for llm its language model's."""
+    files = [folder / name for name in (WEIGHTS, "config.yaml", "tokens.txt")]
+    return files + ([folder / LLM_FOLDER / name for name in (WEIGHTS, "config.json", "tokenizer.json")] if method == "llm" else [])

@@ -80,3 +80,14 @@ def _resampled_sums(table: np.ndarray, speakers: Sequence[str | None]) -> np.nda
         for index, column in enumerate(columns):
             sums[start : start + len(picks), index] = column[picks].sum(axis=1)
     return sums
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share, in percent; it also says something about 0 of n.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    z, share = 1.959964, count / total
+    middle, spread = share + z * z / (2 * total), z * ((share * (1 - share) + z * z / (4 * total)) / total) ** 0.5
+    scale = 100.0 / (1 + z * z / total)
+    return max(scale * (middle - spread), 0.0), min(scale * (middle + spread), 100.0)

@@ -19,7 +19,8 @@ CLOSED = ("test_grammar", "test_joins")
 TEST_SETS = (*CLOSED, "test_sent", "test_noise")
 TRAINED = ("3_pretrain", "4_align", "5_ia_sft", "6_joint_sft", "7_context_sft", "8_grpo", "9_phoneme_head")
 PRODUCTS = [Path("corpora/mini") / name for name in ("manifests", "fbank", "units")] + [
-    Path("results/mini/base") / name for name in (*TRAINED, "12_score", *(f"11_decode/{config}/{test}" for config in CONFIGS for test in TEST_SETS))
+    Path("results/mini/base") / name
+    for name in (*TRAINED, "10_hotwords", "12_score", *(f"11_decode/{config}/{test}" for config in CONFIGS for test in TEST_SETS))
 ]
 MODEL = Path("3_pretrain/model.safetensors")
 SKIPPING_CPU_S = 150  # twelve programs that import torch and see that there is nothing to do: half of it, with a margin for a busy machine

@@ -1,0 +1,151 @@
+"""The ways in which a name may be said: phone strings under which a hotword index files it.
+
+Training labels have one reading per text; a name gets all that a speaker may choose (ours, but for the polyphones of arXiv 2604.18105):
+
+- every reading of its Chinese characters, those of the dictionary's phrases first (朝阳: zhao1 yang2, then chao2 yang2);
+- 一 and 不 with their own tone, as training labels have them, and as they change before the next syllable;
+- a final or inner 儿 as a syllable of its own, and gone into the syllable before it, which the inventory writes without it;
+- capitals letter by letter and as a word (NASA), short unknown words too (awt);
+- digits as a number and one by one, 1 then also as yao1; without Chinese characters in Mandarin and in English.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from nim4.corpus.g2p import Lexicon, Reading, han_readings
+from nim4.corpus.g2p_en import Phones, dictionary
+from nim4.corpus.text import fold, is_han
+from nim4.corpus.units import UNKNOWN, PhonemeInventory, syllable_phones
+
+MAX_KEYS = 8  # per name; the likeliest
+MAX_SPELLED_LETTERS = 6  # ours: a longer word in capitals is not spelled
+MAX_SPELLED_UNKNOWN = 4  # ours: of a word in small letters that no dictionary has
+# Words in which 儿 means child: it is never swallowed there.
+_CHILD = frozenset("女婴幼孤宠胎孩托健患弃侄育少产生")
+_DIGITS = "零一二三四五六七八九"
+_WORD = re.compile("[A-Za-z]+")
+
+Option = tuple[Phones, int]  # phones of one syllable or word, and how unlikely it is beside the first option
+
+
+class KeyMaker:
+    """Phone strings of names; remembers readings of Latin words and numbers, so that one object should do a whole list."""
+
+    def __init__(self) -> None:
+        self._reader, self._mandarin = Lexicon(), Lexicon("zh")
+
+    def keys(self, name: str) -> list[Phones]:
+        """At most MAX_KEYS phone strings, the likeliest first; none when nobody can read the name."""
+        text = fold(name)
+        if all(map(is_han, text)):
+            return _likeliest([_han_options(list(self._reader.read_han(text)))])
+        ways = [_options(self._reader.read(variant)) for variant in _variants(text)]
+        if re.search(r"\d", text) and not any(map(is_han, text)):
+            ways += [_options(self._mandarin.read(variant)) for variant in _variants(text)]
+        return _likeliest(ways)
+
+
+def parse_pronunciations(written: str, inventory: PhonemeInventory) -> list[Phones]:
+    """The readings that a user gives: phones of the inventory, or pinyin with tones, separated by blanks; several separated by `|`.
+
+    Raises:
+        ValueError: if a symbol is neither.
+    """
+    readings = []
+    for part in written.split("|"):
+        phones: list[str] = []
+        for symbol in part.split():
+            if symbol in inventory and not symbol.startswith("<"):
+                phones.append(symbol)
+            else:
+                phones += syllable_phones(symbol)
+        if not phones:
+            raise ValueError("an empty pronunciation")
+        readings.append(tuple(phones))
+    return readings
+
+
+def _likeliest(ways: Iterable[list[list[Option]]]) -> list[Phones]:
+    """The combinations with the least sum of unlikelihood over all ways, which are themselves in order; those with an unknown phone go."""
+    found: dict[Phones, int] = {}
+    for number, way in enumerate(ways):
+        beam: list[Option] = [((), 0)]
+        for options in way:
+            if len(options) == 1:
+                beam = [(phones + options[0][0], cost) for phones, cost in beam]
+                continue
+            beam = sorted(((phones + more, cost + extra) for phones, cost in beam for more, extra in options), key=lambda item: item[1])[:MAX_KEYS]
+        for phones, cost in beam:
+            if phones and UNKNOWN not in phones:
+                found[phones] = min(found.get(phones, cost + number), cost + number)
+    return sorted(found, key=lambda phones: found[phones])[:MAX_KEYS]
+
+
+def _options(readings: Sequence[Reading]) -> list[list[Option]]:
+    """What each syllable or word of a text may be."""
+    found: list[list[Option]] = []
+    han: list[Reading] = []
+    for reading in readings:
+        if all(map(is_han, reading.word)) and len(reading.phones) == 2 * len(reading.word):
+            han.append(reading)
+            continue
+        found += _han_options(han)
+        han = []
+        found.append([(reading.phones, 0)])
+    return found + _han_options(han)
+
+
+def _han_options(words: Sequence[Reading]) -> list[list[Option]]:
+    chars = "".join(word.word for word in words)
+    found: list[list[Option]] = []
+    for word in words:
+        if word.how == "unk":
+            found.append([((UNKNOWN,), 0)])
+        else:
+            alone = len(word.word) == 1
+            found += [_char_options(char, word.phones[2 * place : 2 * place + 2], alone) for place, char in enumerate(word.word)]
+    for place, char in enumerate(chars):
+        if char in "一不" and place + 1 < len(chars):
+            found[place] = found[place] + [(changed, 1) for changed in _changed_tone(char, found[place + 1][0][0][-1])]
+        elif char == "儿" and place > 0 and chars[place - 1] not in _CHILD and len(chars) > 2:
+            found[place] = [*found[place], ((), 1)]
+    return found
+
+
+@functools.cache
+def _char_options(char: str, own: Phones, alone: bool) -> list[Option]:
+    """Readings of a character: its own here, then the others; those that a phrase speaks against come after all else."""
+    first = 0 if alone else MAX_KEYS
+    return [(own, 0), *((other, first + rank) for rank, other in enumerate(han_readings(char)) if other != own)]
+
+
+def _changed_tone(char: str, following: str) -> Iterator[Phones]:
+    """一 and 不 as they sound before a syllable with this final."""
+    if char == "一" and following[-1] in "1234":
+        yield syllable_phones("yi2" if following[-1] == "4" else "yi4")
+    elif char == "不" and following[-1] == "4":
+        yield syllable_phones("bu2")
+
+
+def _variants(text: str) -> list[str]:
+    """The text, and the text with its capitals and digits written as they may also be read."""
+    variants = [text]
+    spelled = _WORD.sub(lambda match: _spell(match[0]), text)
+    spoken = _WORD.sub(lambda match: match[0].lower() if match[0].isupper() and 2 < len(match[0]) <= MAX_SPELLED_LETTERS else match[0], text)
+    variants += [spelled, spoken]
+    if re.search(r"\d{2}", text):
+        if any(map(is_han, text)):
+            singly = [re.sub(r"\d", lambda match: _DIGITS[int(match[0])], variant) for variant in variants]
+            if re.search(r"\d{3}", text):  # of shorter numbers nobody reads 1 as yao1
+                singly += [variant.replace("一", "幺") for variant in singly if "1" in text]
+        else:
+            singly = [re.sub(r"\d", lambda match: f" {match[0]} ", variant) for variant in variants]
+        variants += singly
+    return list(dict.fromkeys(variants))
+
+
+def _spell(word: str) -> str:
+    """The letters of a word that may be an abbreviation, with blanks between them; any other word as it is."""
+    short = 1 < len(word) <= (MAX_SPELLED_LETTERS if word.isupper() else MAX_SPELLED_UNKNOWN)
+    return f" {' '.join(word)} " if short and (word.isupper() or word.lower() not in dictionary()) else word

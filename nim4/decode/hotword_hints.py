@@ -1,0 +1,36 @@
+"""From hits to hints: which names stand in the prompt, and in which order."""
+
+from collections.abc import Iterable, Sequence
+
+from nim4.decode.hotword_search import Hit
+
+MAX_HINTS = 10  # ours: enough for a sentence; a prompt with more is longer than most answers
+MAX_HOMOPHONES = 3  # ours: of one hit; the first by weight
+
+
+class Hints:
+    """The hints of one utterance, as hits come and go.
+
+    Each text stands once. The order is that in which texts first appeared, given ones first, so that a growing list leaves the prompt before
+    it as it was. When there are more than `limit`, those stay that are given, then those with the most phones less their cost, then the
+    latest; a hit that is withdrawn makes room.
+
+    Args:
+        given: names by hand; they stay whatever is said, and count.
+        limit: of all hints.
+    """
+
+    def __init__(self, given: Sequence[str] = (), limit: int = MAX_HINTS):
+        self._given, self._limit = list(dict.fromkeys(text for text in given if text)), limit
+        self._order: dict[str, int] = {}
+
+    def update(self, hits: Iterable[Hit]) -> list[str]:
+        """The hints, now that these hits stand."""
+        best: dict[str, tuple[float, int]] = {}  # text -> phones less cost, end
+        for hit in sorted(hits, key=lambda hit: (hit.start, hit.end, hit.cost)):
+            for name in hit.names[:MAX_HOMOPHONES]:
+                self._order.setdefault(name.text, len(self._order))
+                best[name.text] = max(best.get(name.text, (float("-inf"), 0)), (hit.end - hit.start - hit.cost, hit.end))
+        room = max(self._limit - len(self._given), 0)
+        ranked = sorted((text for text in best if text not in self._given), key=lambda text: (best[text], -self._order[text]), reverse=True)
+        return [*self._given[: self._limit], *sorted(ranked[:room], key=lambda text: self._order[text])]
