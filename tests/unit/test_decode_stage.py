@@ -7,8 +7,10 @@ import pytest
 import soundfile
 import tiny
 import torch
-from made_corpora import load_program, run_program
+from made_corpora import run_program
 
+from local import decode_config
+from nim4.config import RecipeError
 from nim4.corpus.manifest import cuts_from_table, load_cuts, save_cuts
 from nim4.corpus.table import Row
 from nim4.stage import read_json, read_jsonl
@@ -210,11 +212,10 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
     ],
 )
 def test_wrong_decode_configs(text, message, tmp_path, monkeypatch):
-    program = load_program("11_decode")
-    monkeypatch.setattr(program, "CONFIGS", tmp_path)
+    monkeypatch.setattr(decode_config, "CONFIGS", tmp_path)
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(program.RecipeError) as error:
-        program.read_decode_config("mine")
+    with pytest.raises(RecipeError) as error:
+        decode_config.read_decode_config("mine")
     assert message in str(error.value)
 
 

@@ -1,0 +1,31 @@
+"""The decode configurations: files of local/conf/decode/, read and checked."""
+
+from pathlib import Path
+
+from nim4.config import DecodeConfig, RecipeError, build, nearest, read_yaml
+from nim4.decode.ctc import ENCODER_FRAME_MS
+
+CONFIGS = Path(__file__).resolve().parent / "conf" / "decode"
+
+
+def read_decode_config(name: str) -> DecodeConfig:
+    """The decode config called `name`. Raises RecipeError that names the nearest one."""
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in CONFIGS.glob("*.yaml")]
+        raise RecipeError(f"--configs {name}", expected="a file in local/conf/decode/", found="none of this name", fix=nearest(name, known))
+    config = build(DecodeConfig, read_yaml(path), str(path))
+    if config.method not in ("ctc_greedy", "llm"):
+        raise RecipeError(f"{path}: method", expected="ctc_greedy or llm", found=config.method, fix="correct the file")
+    if config.method == "llm" and config.streaming:
+        raise RecipeError(f"{path}: streaming", expected="false with method llm", found="true", fix="use method ctc_greedy for streams")
+    if config.num_beams < 1 or (config.num_beams > 1 and config.method != "llm"):
+        raise RecipeError(f"{path}: num_beams", expected="1, or more with method llm", found=config.num_beams, fix="correct the file")
+    if config.hotwords not in ("none", "exact", "lattice") or (config.hotwords != "none" and (config.method != "llm" or config.max_hints < 1)):
+        expected = "none, or exact or lattice with method llm and max_hints of at least 1"
+        raise RecipeError(f"{path}: hotwords", expected=expected, found=f"{config.hotwords}, {config.max_hints}", fix="correct the file")
+    if config.chunk_ms % ENCODER_FRAME_MS or config.chunk_ms <= 0:
+        raise RecipeError(f"{path}: chunk_ms", expected=f"a multiple of {ENCODER_FRAME_MS}", found=config.chunk_ms, fix="for example 640")
+    if config.left_context_chunks < 0:
+        raise RecipeError(f"{path}: left_context_chunks", expected="0 or more", found=config.left_context_chunks, fix="for example 4")
+    return config
