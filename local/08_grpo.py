@@ -15,7 +15,8 @@ import torch
 from local.training_options import noiseless_parser
 from nim4 import stage
 from nim4.config import GrpoConfig
-from nim4.corpus.keywords import RewardExamples, load_entities, load_important
+from nim4.corpus.entities import read_entities, read_word_list
+from nim4.corpus.keywords import Keywords, RewardExamples
 from nim4.model.asr import load_speech_llm
 from nim4.train.alarms import Alarms
 from nim4.train.fine_tuning import TrainingRun, read_settings, training_run
@@ -49,8 +50,8 @@ def main() -> None:
     args = parser.parse_args()
     config = read_settings(GrpoConfig, args, "grpo")
     check_settings(config)
-    entities = load_entities(args.entities) if args.entities else None
-    important = load_important(args.important) if args.important else None
+    entities = Keywords(entity.text for entity in read_entities(args.entities)) if args.entities else None
+    important = Keywords(read_word_list(args.important, "--important")) if args.important else None
     with training_run("grpo", args, config, [path for path in (args.init, args.entities, args.important) if path]) as run:
         if run is None:
             return

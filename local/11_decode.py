@@ -22,7 +22,7 @@ from local.decode_config import read_decode_config
 from nim4 import stage
 from nim4.config import DecodeConfig, RecipeError, as_dict
 from nim4.corpus.batch import phones_of
-from nim4.corpus.manifest import MonoCut, load_cuts, utterances
+from nim4.corpus.manifest import MonoCut, check_splits, load_cuts, utterances
 from nim4.corpus.progress import Progress
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.ctc import ENCODER_FRAME_MS, offline_log_probs, stream_cuts
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--units", type=Path, required=True, help="folder of stage 2: the test sets with their phonemes")
     parser.add_argument("--test", required=True, help="test sets, separated by blanks")
     parser.add_argument("--configs", default="ctc_greedy ctc_streaming", help="decode configs, by name of their file in local/conf/decode/")
-    parser.add_argument("--closed", default="", help="test sets with a closed vocabulary: words are searched there")
+    parser.add_argument("--closed", default="", help="sets of --units with a closed vocabulary, in --test or not: words are searched there")
     parser.add_argument("--lexicon", type=Path, help="the words of the closed sets, one per line")
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM for every utterance")
     parser.add_argument("--hotword-index", type=Path, help="folder of stage 10, in which configs with `hotwords` look up hints")
@@ -61,7 +61,7 @@ def main() -> None:
         raise RecipeError("--configs", expected="at least one decode config", found="none", fix="for example --configs ctc_greedy")
     if not sets:
         raise RecipeError("--test", expected="at least one test set", found="none", fix="for example --test test")
-    closed = check_closed(args.closed.split(), sets, args.lexicon)
+    closed = check_closed(args.closed.split(), sets, args.units, args.lexicon)
     hotwords = [word.strip() for word in args.hotwords.split(",") if word.strip()]
     if hotwords and all(config.method != "llm" for config in configs.values()):
         raise RecipeError("--hotwords", expected="a decode config of the speech LLM", found=args.configs, fix="for example --configs offline")
@@ -90,10 +90,10 @@ def main() -> None:
                 write_set(f"{name}/{test_set}", cuts, decoded, config, output, args.model)
 
 
-def check_closed(closed: list[str], sets: list[str], lexicon: Path | None) -> set[str]:
-    """The closed sets that are decoded now. Raises RecipeError when they need a word list that is not given."""
-    wanted = set(closed) & set(sets)
-    if wanted and lexicon is None:
+def check_closed(closed: list[str], sets: list[str], units: Path, lexicon: Path | None) -> set[str]:
+    """The closed sets that are decoded now. Raises RecipeError when they need a word list that is not given, or one is no set of `units`."""
+    check_splits("--closed", closed, units)  # whether in --test or not: run.sh gives all closed sets of a corpus
+    if (wanted := set(closed) & set(sets)) and lexicon is None:
         raise RecipeError("--lexicon", expected="the word list of the closed sets", found="none", fix="add --lexicon FILE, or leave out --closed")
     return wanted
 

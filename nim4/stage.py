@@ -2,15 +2,17 @@
 
 A stage writes into `OUT.tmp`; when all is done it leaves `done.json` there and renames the folder to `OUT`. A matching record
 means the stage is skipped; one that differs says what changed. A killed stage leaves no record, only an `OUT.tmp`, from which a
-training stage resumes.
+training stage resumes. While one run works there, a second one is refused: the two would write into each other's files.
 """
 
 import errno
+import fcntl
 import gzip
 import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -141,6 +143,8 @@ class StageOutput:
     def __init__(self, out: Path, *, config: Mapping[str, Any], inputs: Sequence[Path] = ()):
         self.out = Path(out)
         self.work = self.out.with_name(self.out.name + ".tmp")
+        self._lock_path = self.out.with_name(self.out.name + ".lock")
+        self._lock: IO[str] | None = None
         self._started_s = time.time()
         files = [Path(path) / "done.json" if Path(path).is_dir() else Path(path) for path in inputs]
         for path in files:
@@ -169,7 +173,9 @@ class StageOutput:
         """The folder to work in; empty, unless `resume` and it was left by a killed run with the same settings and inputs.
 
         Settings in `despite` may differ: the run goes on with the new ones, and only these are in its record.
+        Of several processes only the main one may call it. Raises RecipeError while another run works there.
         """
+        self._lock = _lock(self._lock_path)
         left_by = _read_record(self.work / "made_from.json")
         if resume and left_by is not None:
             changes = _changes(left_by, self._made_from)
@@ -198,7 +204,37 @@ class StageOutput:
         self.work.rename(self.out)
         if old.exists():
             shutil.rmtree(old)
+        if self._lock is not None:
+            self._lock_path.unlink(missing_ok=True)
+            self._lock.close()
         log.info("%s: done in %.0f s", self.out, record["seconds"])
+
+
+def _lock(path: Path) -> IO[str]:
+    """A file that this process alone holds until it is closed or the process ends, however it ends; it names the process.
+
+    The lock is the process's own (POSIX): a worker that outlives a killed run does not keep it, as it would keep one of flock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed at the end of the stage
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning("%s: this file system has no locks, so a second run would not be noticed (%s)", path.parent, error)
+                return file
+            holder = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+            fix = "wait until it ends, or give this run another --tag or folder"
+            found = holder or "another one"
+            raise RecipeError(path.with_suffix(""), expected="one run at a time that makes it", found=found, fix=fix) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # the run before has ended, and removed it, since it was opened
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
 
 
 def _input_hash(path: Path) -> str:

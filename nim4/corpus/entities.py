@@ -172,8 +172,8 @@ def with_phones(counts: Counter[str], listed: Sequence[str], lexicon: Lexicon) -
     return sorted(readable, key=lambda entity: (-entity.count, entity.text))
 
 
-def read_word_list(path: Path) -> list[str]:
-    """The entries of a word list, one per line; empty lines and lines that begin with # are passed over.
+def read_word_list(path: Path, option: str = "--entities") -> list[str]:
+    """The entries of a word list, the value of `option`, one per line; empty lines and lines that begin with # are passed over.
 
     Raises:
         RecipeError: if it cannot be read, has no entry, or a line holds neither a letter nor a digit.
@@ -181,13 +181,13 @@ def read_word_list(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path, expected="a UTF-8 file with one entity per line", found=error, fix="correct --entities") from error
+        raise RecipeError(path, expected="a UTF-8 file with one word or name per line", found=error, fix=f"correct {option}") from error
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("#") and not split_tokens(line):
-            raise RecipeError(f"{path}, line {number}", expected="an entity", found=repr(line), fix="remove the line")
+            raise RecipeError(f"{path}, line {number}", expected="a word or name", found=repr(line), fix="remove the line")
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
-        raise RecipeError(path, expected="at least one entity", found="none", fix="correct the file, or leave out --entities")
+        raise RecipeError(path, expected="at least one word or name", found="none", fix=f"correct the file, or leave out {option}")
     return entries
 
 
@@ -197,9 +197,12 @@ def save_entities(entities: Sequence[Entity], path: Path) -> None:
 
 
 def read_entities(path: Path) -> list[Entity]:
-    """What save_entities wrote. Raises RecipeError when it is missing or broken."""
-    rows = read_jsonl(path)
-    try:
-        return [Entity(row["text"], row["count"], tuple(row["phones"].split())) for row in rows]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(path, expected="objects with text, count and phones", found=repr(error), fix="remove it and run stage 7 again") from error
+    """What save_entities wrote. Raises RecipeError, with the line, when it is missing or broken."""
+    entities = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        is_entity = isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in (("text", str), ("count", int), ("phones", str)))
+        if not is_entity or not split_tokens(row["text"]):
+            fix = "remove the file and run stage 7 again"
+            raise RecipeError(f"{path}, line {number}", expected="an object with text, count and phones", found=str(row)[:80], fix=fix)
+        entities.append(Entity(row["text"], row["count"], tuple(row["phones"].split())))
+    return entities

@@ -6,14 +6,12 @@ What chance decides about an utterance follows from (seed, epoch, its id) alone,
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from pathlib import Path
 
-from nim4.config import KeywordConfig, RecipeError
+from nim4.config import KeywordConfig
 from nim4.corpus.batch import Batch, MonoCut, RewardBatch, collate
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.text import split_tokens
 from nim4.corpus.units import PhonemeInventory
-from nim4.stage import read_jsonl
 
 
 def contains(units: Sequence[str], keyword: Sequence[str]) -> bool:
@@ -53,31 +51,6 @@ class Keywords:
     def within(self, text: str) -> list[str]:
         """Those that stand in `text`, in order and without overlap, each once."""
         return list(dict.fromkeys(keyword for _, _, keyword in self.spans(split_tokens(text))))
-
-
-def load_entities(path: Path) -> Keywords:
-    """The named entities that stage 7 found in the training transcripts: one JSON object per line, with `text`.
-
-    Raises RecipeError, with the line, when it is not so.
-    """
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not split_tokens(row["text"]):
-            fix = "run stage 7 again, or correct the line"
-            raise RecipeError(f"{path}, line {number}", expected='an object with a "text" that is not empty', found=str(row)[:80], fix=fix)
-    return Keywords(row["text"] for row in rows)
-
-
-def load_important(path: Path) -> Keywords:
-    """A list of keywords, one per line; empty lines are skipped. Raises RecipeError when it cannot be read, or a line has only punctuation."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path, expected="a readable UTF-8 file", found=error, fix="correct --important") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not split_tokens(line):
-            raise RecipeError(f"{path}, line {number}", expected="a keyword", found=repr(line), fix="remove the line")
-    return Keywords(line.strip() for line in lines)
 
 
 class RewardExamples:

@@ -28,7 +28,7 @@ from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.serialization import deserialize_item
 
-from nim4.config import RecipeError
+from nim4.config import RecipeError, nearest
 from nim4.corpus.progress import Progress
 from nim4.corpus.table import Row
 from nim4.stage import atomic_write
@@ -76,6 +76,14 @@ class Source:
 
 
 # ------------------------------------------------------------------------------------------------------ reading and saving
+
+
+def check_splits(option: str, names: Sequence[str], folder: Path) -> None:
+    """Raises RecipeError, with the nearest name, for the first of `names`, the value of `option`, that is no manifest in `folder`."""
+    known = [path.name.removesuffix(SUFFIX) for path in folder.glob(f"*{SUFFIX}")]
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"{option} {name}", expected=f"a manifest in {folder}", found="none of this name", fix=nearest(name, known))
 
 
 def load_cuts(path: Path) -> CutSet:

@@ -127,8 +127,8 @@ def test_a_server_that_is_down(context, options, tmp_path, monkeypatch):
 def test_mistakes_are_told_in_one_line(context, options, tmp_path):
     (tmp_path / "marks.txt").write_text("，\n", encoding="utf-8")
     mistakes = {
-        ("--entities", tmp_path / "missing.txt"): "missing.txt: expected a UTF-8 file with one entity per line",
-        ("--entities", tmp_path / "marks.txt"): "marks.txt, line 1: expected an entity",
+        ("--entities", tmp_path / "missing.txt"): "missing.txt: expected a UTF-8 file with one word or name per line",
+        ("--entities", tmp_path / "marks.txt"): "marks.txt, line 1: expected a word or name",
         ("--entity-endpoint", "http://127.0.0.1:9"): "expected --entity-model with it",
         ("--entity-model", "qwen"): "expected --entity-model with it",
         ("--aligner", "nowhere"): "nowhere: expected the product of an earlier stage",

@@ -34,7 +34,7 @@ def options_for(trained, units, out):
 
 def test_products(decode, trained, units, words, tmp_path):
     options = options_for(trained, units, tmp_path / "out")
-    assert decode(*options, "--closed", "test other", "--lexicon", words) == (0, [])
+    assert decode(*options, "--closed", "test dev", "--lexicon", words) == (0, [])
     cuts = {cut.id: cut for cut in load_cuts(units / "test.jsonl.gz")}
     found = {}
     for config in ("ctc_greedy", "ctc_streaming"):
@@ -67,7 +67,7 @@ def test_products(decode, trained, units, words, tmp_path):
 
 
 def test_a_set_that_is_not_closed_has_no_words(decode, trained, units, tmp_path):
-    assert decode(*options_for(trained, units, tmp_path / "out"), "--configs", "ctc_greedy", "--closed", "other") == (0, [])
+    assert decode(*options_for(trained, units, tmp_path / "out"), "--configs", "ctc_greedy", "--closed", "dev") == (0, [])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["ctc_greedy"]
     assert {row["text"] for row in read_jsonl(tmp_path / "out" / "ctc_greedy" / "test" / "hyps.jsonl")} == {None}
 
@@ -148,6 +148,8 @@ def damaged(trained, folder, damage):
             "--configs ctc_gredy: expected a file in local/conf/decode/, found none of this name. Fix: did you mean 'ctc_greedy'?",
         ),
         ({"--configs": ""}, "--configs: expected at least one decode config"),
+        ({"--closed": "dev tset", "--lexicon": "nowhere.txt"}, "--closed tset: expected a manifest in "),
+        ({"--closed": "dev tset", "--lexicon": "nowhere.txt"}, "found none of this name. Fix: did you mean 'test'?"),
         ({"--closed": "test"}, "--lexicon: expected the word list of the closed sets, found none"),
         ({"--closed": "test", "--lexicon": "nowhere.txt"}, "nowhere.txt: expected a readable word list"),
         ({"--device": "tpu"}, "--device tpu: expected auto, cpu or cuda"),

@@ -91,7 +91,7 @@ def test_only_the_language_model(grpo, folder, tmp_path):
     ("changes", "more", "message"),
     [
         ({"entities": "nowhere.jsonl"}, [], "nowhere.jsonl, line 1: expected one JSON object per line"),
-        ({"important": "nowhere.txt"}, [], "nowhere.txt: expected a readable UTF-8 file"),
+        ({"important": "nowhere.txt"}, [], "nowhere.txt: expected a UTF-8 file with one word or name per line"),
         ({"init": "nowhere"}, [], "nowhere"),
         ({}, ["--set", "train.group_size=1"], "train.group_size: expected at least 2 answers to compare, found 1"),
         ({}, ["--set", "train.group_sise=4"], "did you mean 'group_size'?"),

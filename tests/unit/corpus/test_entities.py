@@ -1,5 +1,7 @@
 """Entities: which phrases of made transcripts count, and how word lists are read."""
 
+import re
+
 import pytest
 
 from nim4.config import EntityConfig, RecipeError
@@ -85,9 +87,27 @@ def test_entities_with_phones_are_kept_and_read_back(tmp_path):
     ]
     save_entities(entities, tmp_path / "entities.jsonl")
     assert read_entities(tmp_path / "entities.jsonl") == entities
-    (tmp_path / "entities.jsonl").write_text('{"text": "北京"}\n', encoding="utf-8")
-    with pytest.raises(RecipeError, match="objects with text, count and phones"):
-        read_entities(tmp_path / "entities.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "", "count": 1, "phones": "a"}', "line 2: expected an object with text, count and phones, found {'text': ''"),
+        ('{"text": "北京"}', "line 2: expected an object with text"),
+        ('{"text": 3, "count": 1, "phones": "a"}', "line 2: expected an object with text"),
+        ("[1]", "line 2: expected an object with text"),
+        ('{"tex', "line 2: expected one JSON object per line"),
+        (None, "line 1: expected one JSON object per line"),
+    ],
+)
+def test_broken_entities_are_told(tmp_path, line, message):
+    path = tmp_path / "entities.jsonl"
+    if line is not None:
+        save_entities([Entity("北京", 2, ("b",))], path)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read_entities(path)
 
 
 def test_word_lists(tmp_path):
@@ -95,10 +115,10 @@ def test_word_lists(tmp_path):
     path.write_text("\ufeff北京饭店\n\n# a comment\n Apple Pay \n", encoding="utf-8")
     assert read_word_list(path) == ["北京饭店", "Apple Pay"]
     path.write_text("北京\n……\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"names.txt, line 2: expected an entity"):
+    with pytest.raises(RecipeError, match=r"names.txt, line 2: expected a word or name"):
         read_word_list(path)
     path.write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="at least one entity"):
+    with pytest.raises(RecipeError, match="at least one word or name"):
         read_word_list(path)
-    with pytest.raises(RecipeError, match="one entity per line"):
-        read_word_list(tmp_path / "missing.txt")
+    with pytest.raises(RecipeError, match=r"one word or name per line.*correct --important"):
+        read_word_list(tmp_path / "missing.txt", "--important")

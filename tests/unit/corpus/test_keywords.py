@@ -1,4 +1,4 @@
-"""Keywords: which of them stand in a text, files of them, and the prompts and rewards that follow."""
+"""Keywords: which of them stand in a text, and the prompts and rewards that follow."""
 
 import random
 from collections import Counter
@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import tiny
 
-from nim4.config import KeywordConfig, RecipeError
-from nim4.corpus.keywords import Keywords, RewardExamples, contains, load_entities, load_important
+from nim4.config import KeywordConfig
+from nim4.corpus.keywords import Keywords, RewardExamples, contains
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.text import split_tokens
@@ -43,45 +43,6 @@ def test_within_finds_what_a_naive_search_finds():
 
 def test_keywords_without_units_or_alike_are_dropped():
     assert Keywords(["。", "Apple Pay", "apple pay!", ""]).texts == ["Apple Pay"]
-
-
-def test_files(tmp_path):
-    path = tmp_path / "entities.jsonl"
-    path.write_text('{"text": "北京饭店", "count": 2, "phones": "b ei3"}\n{"text": "Carplay"}\n')
-    assert load_entities(path).texts == ["北京饭店", "Carplay"]
-    path = tmp_path / "important.txt"
-    path.write_text("北京\n\n new york \n")
-    assert load_important(path).texts == ["北京", "new york"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"text": "a"}\n{"text": ""}\n', "line 2: expected an object with a \"text\" that is not empty, found {'text': ''}"),
-        ('{"text": "a"}\n{"name": "b"}\n', "line 2: expected an object"),
-        ('{"text": 3}\n', "line 1: expected an object"),
-        ("[1]\n", "line 1: expected an object"),
-        ('{"text": "a"}\n{"tex', "line 2: expected one JSON object per line"),
-        (None, "line 1: expected one JSON object per line, found"),
-    ],
-)
-def test_broken_entities_are_told(tmp_path, content, message):
-    path = tmp_path / "entities.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(RecipeError) as error:
-        load_entities(path)
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(("content", "message"), [(b"a\n...\n", "line 2: expected a keyword, found '...'"), (b"\xff\xfe", "UTF-8"), (None, "UTF-8")])
-def test_broken_keyword_lists_are_told(tmp_path, content, message):
-    path = tmp_path / "important.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(RecipeError) as error:
-        load_important(path)
-    assert message in str(error.value)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
