@@ -3,11 +3,14 @@
 Everything else sees a plain torch module that takes embeddings, and a tokenizer. Nothing here knows about speech.
 """
 
+import functools
+import gc
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,18 +48,15 @@ def load_llm(config: LlmConfig, dtype: torch.dtype = torch.float32) -> Llm:
     Raises:
         RecipeError: if it cannot be loaded, its tokenizer has no ChatML turns, or the tokenizer has more ids than the model embeddings.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    transformers = _transformers()
     where = config.name
     looks_like_path = where.startswith((".", "/", "~")) or where.count("/") != 1
     if looks_like_path and not (Path(where) / "config.json").is_file():
         found = "no config.json in it" if Path(where).is_dir() else "no such folder"
         raise RecipeError(where, expected="a language model's folder in Hugging Face layout", found=found, fix="correct --llm or llm.name")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
     except Exception as error:  # transformers, the hub's client and safetensors raise many kinds; the user needs the reason in one line
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise RecipeError(
@@ -64,6 +64,21 @@ def load_llm(config: LlmConfig, dtype: torch.dtype = torch.float32) -> Llm:
         ) from error
     check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, where)
     return Llm(model, tokenizer, where)
+
+
+@functools.cache
+def _transformers() -> ModuleType:
+    """The package. A fifth of the seconds that its import takes would be the garbage collector's, which is told to leave its objects alone."""
+    gc.disable()
+    try:
+        import transformers
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 (the package imports them when they are asked for)
+
+        transformers.utils.logging.disable_progress_bar()
+        return transformers
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def check_tokenizer(tokenizer: Any, num_embeddings: int, where: str) -> None:

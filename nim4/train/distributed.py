@@ -1,7 +1,8 @@
 """One process or many: what the training loop needs of torch.distributed, as started by torchrun.
 
 Each process holds the whole model (DDP), or a shard of it (FSDP2). The functions on weights below are the same for both: what they
-give and take is always whole, so a checkpoint does not depend on how many processes wrote it.
+give and take is always whole, so a checkpoint does not depend on how many processes wrote it. What FSDP2 needs of torch is imported where
+it is used: it takes most of a second, and most runs are one process.
 """
 
 import os
@@ -9,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict as whole
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from nim4.config import RecipeError
 
@@ -59,12 +59,17 @@ class Processes:
             dist.barrier()
 
 
+_sharded: WeakSet[nn.Module] = WeakSet()  # what `shard` was called on
+
+
 def shard(model: nn.Module, methods: tuple[str, ...] = ()) -> None:
     """Shards `model` over all processes in place (FSDP2): each block of a stack of blocks on its own, then what is left.
 
     Args:
         methods: names of methods beside `forward` that run the model.
     """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     for module in list(model.modules()):
         if isinstance(module, nn.ModuleList):
             for block in module:
@@ -73,44 +78,52 @@ def shard(model: nn.Module, methods: tuple[str, ...] = ()) -> None:
     fully_shard(model)
     for name in methods:
         register_fsdp_forward_method(model, name)
+    _sharded.add(model)
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether `shard` was called on it: then whatever runs the model has to run on all processes."""
-    return isinstance(model, FSDPModule)
+    return model in _sharded
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict; under FSDP2 gathered, on the main process (the others get an empty one), tied weights once."""
     if not is_sharded(model):
         return model.state_dict()
-    weights = whole.get_model_state_dict(model, options=_WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     once, all_names = (dict(model.named_parameters(remove_duplicate=remove)) for remove in (True, False))
     return {name: tensor for name, tensor in weights.items() if name in once or name not in all_names}
 
 
 def load_whole_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Takes a whole state dict, read on every process and checked to be this model's, into the model or its shards."""
-    if is_sharded(model):
-        whole.set_model_state_dict(model, weights, options=whole.StateDictOptions(full_state_dict=True, strict=False))
-    else:
+    if not is_sharded(model):
         model.load_state_dict(weights, strict=False)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """The optimiser's state; under FSDP2 gathered, on the main process."""
-    return whole.get_optimizer_state_dict(model, optimizer, options=_WHOLE) if is_sharded(model) else optimizer.state_dict()
+    if not is_sharded(model):
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Takes a whole optimiser state, read on every process. Raises ValueError or KeyError when it belongs to another model."""
-    if is_sharded(model):
-        whole.set_optimizer_state_dict(model, optimizer, state, options=whole.StateDictOptions(full_state_dict=True))
-    else:
+    if not is_sharded(model):
         optimizer.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-
-_WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
 def pick_device(name: str) -> torch.device:

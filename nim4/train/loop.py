@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nim4.config import OptimConfig, RecipeError
@@ -244,7 +243,7 @@ class Trainer:
             (parts["loss"] * (world_size / targets)).backward()
             parts_of.append({name: value.detach() for name, value in parts.items()})
         norm = nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if is_sharded(self.model) else norm
         sums, grad_norm, finite = read_parts(parts_of, norm)
         if self._over_processes(0.0 if finite else 1.0) > 0:
             self._skip_step([batch.ids for batch in micro_batches], finite)
