@@ -12,6 +12,7 @@ python benchmarks/train_step.py --record "$record"
 python benchmarks/train_step.py --manifest "$units"/{train_phrases,train_sent,train_an4}.jsonl.gz --record "$record"
 python benchmarks/encoder_rtf.py --record "$record"
 python benchmarks/stream_flat.py --record "$record"
+python benchmarks/hotwords.py --record "$record"
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then # 80 GB of GPU memory or more
   python benchmarks/train_full_size.py --record "$record"
 fi

@@ -32,7 +32,7 @@ from nim4.decode.hotword_file import REBUILD, read_arrays, write_arrays
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream, rescored, search_lattice
 from nim4.decode.hotword_names import NameTable
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, about_phones, english_words, search
-from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_name, journal_rows, read_journal, state_of
+from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_names, journal_rows, read_journal, state_of
 from nim4.decode.hotword_stream import HotwordStream
 from nim4.decode.trie import Trie
 from nim4.model.ctc import collapse
@@ -90,12 +90,13 @@ class HotwordView:
 
     def sources(self) -> list[Source]:
         """What is searched; the same object until something changes."""
+        seen, sources = self._seen
+        if not self._lists and seen and seen[0] is self._index.state:
+            return sources
         states = tuple(index.state for index in (self._index, *self._lists))
-        seen = self._seen
-        if len(seen[0]) == len(states) and all(old is new for old, new in zip(seen[0], states, strict=True)):
-            return seen[1]
-        sources = [source for number, state in enumerate(states) for source in _sources(state, None if number else self._tags)]
-        self._seen = (states, sources)
+        if len(seen) != len(states) or any(old is not new for old, new in zip(seen, states, strict=True)):
+            sources = [source for number, state in enumerate(states) for source in _sources(state, None if number else self._tags)]
+            self._seen = (states, sources)
         return sources
 
 
@@ -203,7 +204,7 @@ class HotwordIndex:
         return self.state.base.num_names - len(self.state.dead) + len(self.state.added)
 
     def __contains__(self, text: object) -> bool:
-        return has_name(self.state, str(text))
+        return has_names(self.state, [str(text)])[0]
 
     def stats(self) -> dict[str, Any]:
         """Counts, for people."""
@@ -237,7 +238,7 @@ class HotwordIndex:
         """Removes names; the next search does not find them. Returns those that are not in the index."""
         with self._lock:
             gone, number = dict.fromkeys(texts, self.state.sequence + 1), self.state.sequence + 1
-            missing = [text for text in gone if not has_name(self.state, text)]
+            missing = [text for text, known in zip(gone, has_names(self.state, list(gone)), strict=True) if not known]
             kept = {text: entry for text, entry in self.state.added.items() if text not in gone}
             self.state = changed(self.state, kept, self.state.removed | gone, number)
         return missing

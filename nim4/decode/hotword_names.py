@@ -121,11 +121,16 @@ class NameTable:
     def weight(self, name: int) -> float:
         return float(self.arrays["weight"][name])
 
-    def find(self, text: str) -> int | None:
-        """The number of a name."""
-        number = zlib.crc32(text.encode())
-        low, high = (int(np.searchsorted(self.arrays["text_hash"], np.uint32(number), side)) for side in ("left", "right"))
-        return next((int(name) for name in self.arrays["hash_name"][low:high] if name < self.num_names and self.text(name) == text), None)
+    def find(self, texts: Sequence[str]) -> list[int | None]:
+        """The number of each name; None where there is none."""
+        hashes = np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint32, len(texts))
+        lows, highs = (np.searchsorted(self.arrays["text_hash"], hashes, side) for side in ("left", "right"))
+        found: list[int | None] = [None] * len(texts)
+        for place in np.flatnonzero(lows < highs).tolist():
+            for name in self.arrays["hash_name"][lows[place] : highs[place]].tolist():
+                if name < self.num_names and self.text(name) == texts[place]:
+                    found[place] = name
+        return found
 
     def live_names(self, dead: Collection[int], tags: Collection[str] | None) -> np.ndarray:
         """(N,) bool: names that are not dead, and have one of `tags`; None = whatever tags."""

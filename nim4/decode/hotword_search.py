@@ -20,6 +20,7 @@ from nim4.decode import trie as walks
 from nim4.decode.hotword_names import NameTable
 from nim4.decode.trie import ENGLISH, Trie
 
+WIDEST = 5  # ways to take one phone with --tones wildcard
 TONES = ("toned", "toneless", "wildcard")
 
 
@@ -41,6 +42,21 @@ class Phones:
     num_alike: np.ndarray
     tones: np.ndarray
     words: Trie
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether each phone is only itself."""
+        return int(self.num_alike.max()) == 1
+
+    @cached_property
+    def fold_list(self) -> list[int]:
+        """`fold` for a few phones."""
+        return self.fold.tolist()
+
+    @cached_property
+    def english(self) -> frozenset[int]:
+        """Ids of English phones."""
+        return frozenset(np.flatnonzero(self.kinds == ENGLISH).tolist())
 
 
 def about_phones(inventory: PhonemeInventory, tones: str, words: Trie) -> Phones:
@@ -189,6 +205,7 @@ class Walker:
 
     def __init__(self, source: Source, phones: Phones, own_arrays: bool):
         self._source, self._phones, self._num_active = source, phones, 0
+        self._widest = 1 if phones.is_plain else WIDEST
         self._starts, self._nodes = (np.zeros(64, np.int64), np.zeros(64, np.int64)) if own_arrays else (scratch.starts, scratch.nodes)
 
     def read(self, utterance: np.ndarray, begin: int, end: int) -> np.ndarray:
@@ -196,9 +213,12 @@ class Walker:
         source, about = self._source, self._phones
         if source.automaton is not None:
             return source.automaton.rows(utterance[:end], begin, source, about.kinds)
-        trie = source.table.trie
+        trie, room = source.table.trie, (self._num_active + end - begin) * self._widest
+        if room > len(self._starts):
+            self._starts, self._nodes = (np.concatenate([own, np.zeros(2 * room - len(own), np.int64)]) for own in (self._starts, self._nodes))
+        fits = room * (end - begin) <= len(scratch.rows)  # then nothing can be too small, and nothing needs to be kept
+        before = None if fits or not self._num_active else (self._starts[: self._num_active].copy(), self._nodes[: self._num_active].copy())
         while True:
-            before = (self._starts[: self._num_active].copy(), self._nodes[: self._num_active].copy()) if self._num_active else None
             active, num_rows = walks.advance(
                 trie.first,
                 trie.label,
@@ -218,7 +238,7 @@ class Walker:
             if active >= 0 and num_rows <= len(scratch.rows):
                 self._num_active = active
                 return scratch.rows[:num_rows].copy()
-            if num_rows > len(scratch.rows) and active >= 0:
+            if active >= 0:
                 scratch.rows = np.zeros((2 * num_rows, 3), np.int64)
             else:
                 self._starts, self._nodes = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64)

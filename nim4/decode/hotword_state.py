@@ -1,6 +1,6 @@
 """What searches of a hotword index see at one moment, and what changes make of it; and the journal in which changes are kept."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,18 @@ def state_of(base: NameTable, engine: str, automaton: Automaton | None = None) -
     return State(base, automaton, base.live_keys(base.live_names((), None)), _delta({}))
 
 
-def has_name(state: State, text: str) -> bool:
-    name = state.base.find(text)
-    return text in state.added or (name is not None and name not in state.dead)
+def has_names(state: State, texts: Sequence[str]) -> list[bool]:
+    """Which of the names are in the index."""
+    numbers = state.base.find(texts)
+    return [text in state.added or (name is not None and name not in state.dead) for text, name in zip(texts, numbers, strict=True)]
 
 
 def changed(state: State, added: Mapping[str, Added], removed: Mapping[str, int], sequence: int) -> State:
     """The state with these additions and removals beside its base."""
-    dead = frozenset(name for name in map(state.base.find, (*added, *removed)) if name is not None)
+    hidden = added.keys() | removed.keys()
+    differing = list(hidden ^ (state.added.keys() | state.removed.keys()))
+    names = [(text, name) for text, name in zip(differing, state.base.find(differing), strict=True) if name is not None]
+    dead = state.dead.difference(name for text, name in names if text not in hidden).union(name for text, name in names if text in hidden)
     live_keys = state.live_keys
     if dead != state.dead:
         live_keys = live_keys.copy()
@@ -56,8 +60,10 @@ def changed(state: State, added: Mapping[str, Added], removed: Mapping[str, int]
             for key in state.base.keys_under(name).tolist():
                 if key < len(live_keys):
                     live_keys[key] = any(int(other) not in dead for other in state.base.names_under(key))
-        live_keys[state.base.arrays["stopped"]] = 0
-    delta = state.delta if added == state.added else _delta(added)
+        stopped = state.base.arrays["stopped"]
+        live_keys[stopped[stopped < len(live_keys)]] = 0
+    same = len(added) == len(state.added) and all(state.added.get(text) is entry for text, entry in added.items())
+    delta = state.delta if same else _delta(added)
     return replace(state, added=added, removed=removed, dead=dead, delta=delta, live_keys=live_keys, sequence=sequence)
 
 

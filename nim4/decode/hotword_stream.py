@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, WordCosts, merged
-from nim4.decode.trie import ENGLISH
 from nim4.model.ctc import BLANK, collapse
 
 Match = tuple[int, int, tuple[tuple[int, int], ...]]  # start, end, (source, key) of each key
@@ -50,11 +49,14 @@ class HotwordStream:
         begin, self._size = self._size, self._size + len(ids)
         if self._size > len(self._utterance):
             self._utterance = np.concatenate([self._utterance, np.zeros(2 * self._size - len(self._utterance), np.uint8)])
-        self._utterance[begin : self._size] = self._about.fold[np.asarray(ids, dtype=np.uint8)]
+        fold = self._about.fold_list
+        new = [fold[phone] for phone in ids]
+        self._utterance[begin : self._size] = new
         before, old_sources, sources = self._visible, self._sources, self._get_sources()
         if sources is not self._sources:
             self._restart(sources)
-            begin = 0
+            begin, new = 0, self._utterance[: self._size].tolist()
+        self._has_english = self._has_english or not self._about.english.isdisjoint(new)
         self._read(begin)
         if self._visible is before:
             return Change((), ())
@@ -75,7 +77,6 @@ class HotwordStream:
     def _read(self, begin: int) -> None:
         utterance, size = self._utterance, self._size
         rows, owners = merged([walker.read(utterance, begin, size) for walker in self._walkers])
-        self._has_english = self._has_english or bool((self._about.kinds[utterance[begin:size]] == ENGLISH).any())
         if not self._has_english:
             if len(rows):
                 self._settled, self._num_same = _resolved(self._settled, rows.tolist(), None if owners is None else owners.tolist())

@@ -170,23 +170,28 @@ def advance(first, label, key, is_live, alike, num_alike, kinds, phones, begin, 
                 return -1, 2 * starts.size
             starts[num_active], nodes[num_active] = place, 0
             num_old = num_active + 1
-        stepped = np.empty((num_old * num_alike[phone], 2), np.int64)
-        for i in range(num_old):
-            for j in range(num_alike[phone]):
-                node = child_of(first, label, nodes[i], alike[phone, j])
-                if node < 0:
-                    continue
-                stepped[kept, 0], stepped[kept, 1] = starts[i], node
-                kept += 1
-                number = np.int64(key[node]) if node < key.size else np.int64(NONE)
-                if number < is_live.size and is_live[number]:
-                    if num_rows < rows.shape[0]:
-                        rows[num_rows, 0], rows[num_rows, 1], rows[num_rows, 2] = starts[i], place + 1, number
-                    num_rows += 1
-        if kept > starts.size:
-            return -1, 2 * kept
+        if num_alike[phone] == 1:
+            for i in range(num_old):
+                node = child_of(first, label, nodes[i], alike[phone, 0])
+                if node >= 0:
+                    starts[kept], nodes[kept] = starts[i], node
+                    kept += 1
+        else:
+            old_starts, old_nodes = starts[:num_old].copy(), nodes[:num_old].copy()
+            for i in range(num_old):
+                for j in range(num_alike[phone]):
+                    node = child_of(first, label, old_nodes[i], alike[phone, j])
+                    if node >= 0:
+                        if kept == starts.size:
+                            return -1, 2 * kept
+                        starts[kept], nodes[kept] = old_starts[i], node
+                        kept += 1
         for i in range(kept):
-            starts[i], nodes[i] = stepped[i, 0], stepped[i, 1]
+            number = np.int64(key[nodes[i]]) if nodes[i] < key.size else np.int64(NONE)
+            if number < is_live.size and is_live[number]:
+                if num_rows < rows.shape[0]:
+                    rows[num_rows, 0], rows[num_rows, 1], rows[num_rows, 2] = starts[i], place + 1, number
+                num_rows += 1
         num_active = kept
     return num_active, num_rows
 

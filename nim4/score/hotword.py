@@ -65,9 +65,8 @@ class HotwordScores:
     u_wer: float | None
 
 
-def score_hotwords(utterances: Sequence[HotwordUtterance], names: Iterable[str]) -> HotwordScores:
-    """Counts over a test set; `names` is the whole list, also those that nobody says."""
-    keywords = Keywords(names)
+def score_hotwords(utterances: Sequence[HotwordUtterance], keywords: Keywords) -> HotwordScores:
+    """Counts over a test set; `keywords` are the whole list, also those that nobody says."""
     spoken, found, hinted, false = [], [], [], []
     adopted, wrong, leaked = [0, 0], [0, 0], []
     errors = np.zeros((2, 2), np.int64)  # (outside, inside) by (errors, reference units)
@@ -145,3 +144,23 @@ def _share(counts: Sequence[int], totals: Sequence[int], speakers: Sequence[str 
 
 def _wilson(count: int, total: int) -> tuple[float | None, float | None, float | None]:
     return (100.0 * count / total, *wilson(count, total)) if total else (None, None, None)
+
+
+def pair_rates(refs: Sequence[str], hyps: Sequence[str | None], pairs: Iterable[tuple[str, str]]) -> list[dict[str, object]]:
+    """For names that sound alike, both ways round: of the utterances in which only the first is said, how many have it, or the other one.
+
+    Args:
+        refs, hyps: texts of the same utterances.
+        pairs: names.
+    """
+    rows: list[dict[str, object]] = []
+    for said, other in (both for pair in pairs for both in (pair, pair[::-1])):
+        units = split_tokens(said), split_tokens(other)
+        texts = [split_tokens(hyp or "") for ref, hyp in zip(refs, hyps, strict=True) if _only(split_tokens(ref), *units)]
+        right, wrong = (sum(contains(text, name) for text in texts) for name in units)
+        rows.append({"said": said, "other": other, "utterances": len(texts), "right": right, "other_written": wrong})
+    return rows
+
+
+def _only(units: Sequence[str], name: Sequence[str], other: Sequence[str]) -> bool:
+    return contains(units, name) and not contains(units, other)

@@ -2,10 +2,11 @@
 
 import pytest
 
+from nim4.corpus.keywords import Keywords
 from nim4.score.bootstrap import wilson
-from nim4.score.hotword import HotwordUtterance, score_hotwords
+from nim4.score.hotword import HotwordUtterance, pair_rates, score_hotwords
 
-NAMES = ["北京饭店", "北京", "art", "惠新西街"]
+NAMES = Keywords(["北京饭店", "北京", "art", "惠新西街"])
 
 
 def test_counts():
@@ -49,3 +50,11 @@ def test_a_hint_inside_a_longer_name_that_was_said_is_no_false_alarm():
 )
 def test_wilson(count, total, low, high):
     assert wilson(count, total) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+
+
+def test_pairs_that_sound_alike():
+    refs, hyps = ["去北京", "看背景", "北京背景", "去北京", "上海"], ["去背景", "看背景", "北京", None, "北京"]
+    assert pair_rates(refs, hyps, [("北京", "背景")]) == [
+        {"said": "北京", "other": "背景", "utterances": 2, "right": 0, "other_written": 1},
+        {"said": "背景", "other": "北京", "utterances": 1, "right": 1, "other_written": 0},
+    ]

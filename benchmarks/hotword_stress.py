@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""What a growing list of names does to real test sets: retrieval, transcripts, leaks. One command, one table, one picture.
+
+For each list size the index holds the names that are said in the test sets (--spoken, and with size 0 nothing) and names of --names beside
+them, the same ones first in every larger list. Each test set is searched exactly and in the confusion network; with a speech LLM it is also
+decoded with these hints. Sets in which nothing is said and ten minutes of silence (digital, and room-like noise 60 dB below full scale)
+count leaks: hints that are written though nobody said them. OUT gets stress.jsonl (every count with its interval), leaks.txt and stress.png.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs alone
+
+import numpy as np
+import torch
+from common import SEED
+from hotwords import some_of
+
+import nim4.stage
+from nim4.config import RecipeError
+from nim4.corpus.feats import SAMPLING_RATE_HZ, read_samples
+from nim4.corpus.hotword_list import KeyedNames, ListReport, default_jobs, make_keys, read_list
+from nim4.corpus.keywords import Keywords
+from nim4.corpus.manifest import load_cuts
+from nim4.corpus.table import spread
+from nim4.decode.ctc import offline_log_probs
+from nim4.decode.hotword import HotwordIndex
+from nim4.decode.hotword_hints import Hints
+from nim4.decode.hotword_lattice import DEFAULT_LIMITS
+from nim4.decode.hotword_names import joined
+from nim4.decode.offline import transcripts
+from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
+from nim4.model.checkpoint import load_model
+from nim4.report.benchmarks import as_markdown
+from nim4.score.hotword import HotwordUtterance, Share, pair_rates, score_hotwords
+from nim4.score.plot import picture
+from nim4.score.record import hardware
+from nim4.stage import git_commit, write_jsonl
+from nim4.train.distributed import pick_device
+
+SIZES = (0, 10, 1_000, 100_000, 1_000_000)
+BATCH = 16
+SILENCE_S, CLIP_S = 600, 10
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="model folder of stage 3 or 9; with llm/ in it transcripts are looked at too")
+    parser.add_argument("--units", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--test", required=True, help="test sets with speech, separated by blanks")
+    parser.add_argument("--silent", default="", help="sets in which nothing is said, separated by blanks")
+    parser.add_argument("--spoken", type=Path, required=True, help="word list of names that are said in the test sets")
+    parser.add_argument("--names", type=Path, required=True, help="word list of names that hardly are")
+    parser.add_argument("--sizes", default=" ".join(map(str, SIZES)), help="names in the index, separated by blanks")
+    parser.add_argument("--pairs", default="", help="names that sound alike, e.g. '北京/背景 语音/语言': how often each is written as the other")
+    parser.add_argument("--limit", type=int, default=0, help="utterances per set, spread evenly; 0 = all")
+    parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes that turn lists into phones")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    return parser
+
+
+@dataclasses.dataclass
+class Heard:
+    """One utterance, as the phoneme head heard it."""
+
+    samples: np.ndarray
+    text: str
+    speaker: str | None
+    log_probs: np.ndarray
+
+    @property
+    def audio_s(self) -> float:
+        return len(self.samples) / SAMPLING_RATE_HZ
+
+
+class Stress:
+    """A model, its test sets, and the lists that are put beside them."""
+
+    def __init__(self, args: argparse.Namespace):
+        device = pick_device(args.device)
+        acoustic, self.inventory = load_model(args.model, device)
+        self.llm: SpeechLlm | None = load_speech_llm(args.model, device)[0] if (args.model / LLM_FOLDER).is_dir() else None
+        self.sets = {name: self._hear(acoustic, _read(args.units / f"{name}.jsonl.gz", args.limit)) for name in args.test.split()}
+        self.silent = {name: self._hear(acoustic, _read(args.units / f"{name}.jsonl.gz", args.limit)) for name in args.silent.split()}
+        self.silent["silence"] = self._hear(acoustic, list(_silence()))
+        reports = ListReport(), ListReport()
+        self.spoken = make_keys(read_list(args.spoken, self.inventory, reports[0]), self.inventory, reports[0])
+        others = make_keys(read_list(args.names, self.inventory, reports[1]), self.inventory, reports[1], jobs=args.jobs)
+        own = {name.text for name in self.spoken.names}
+        rng = np.random.default_rng(SEED)
+        self._rank = rng.permutation(len(others.names))
+        self._rank[[number for number, name in enumerate(others.names) if name.text in own]] = len(others.names)
+        self.others: KeyedNames = others
+
+    @staticmethod
+    def _hear(acoustic: Any, rows: Sequence[tuple[np.ndarray, str, str | None]]) -> list[Heard]:
+        heard = []
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            for row, log_probs in zip(batch, offline_log_probs(acoustic, [samples for samples, _, _ in batch]), strict=True):
+                heard.append(Heard(*row, log_probs))
+        return heard
+
+    def index(self, size: int) -> HotwordIndex | None:
+        """The index with so many names; None for 0."""
+        if size == 0:
+            return None
+        others = some_of(self.others, self._rank < max(size - len(self.spoken.names), 0))
+        return HotwordIndex.build(joined([self.spoken, others]), self.inventory)
+
+    def rows(self, size: int, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        """One record for each set and kind of search."""
+        index = self.index(size)
+        keywords = Keywords(name.text for name in self.spoken.names) if index is None else Keywords(_texts(index))
+        for search, limits in (("exact", None), ("lattice", DEFAULT_LIMITS)) if index is not None else (("none", None),):
+            for name, heard in {**self.sets, **self.silent}.items():
+                times, hints = [], []
+                for own in heard:
+                    started_s = time.thread_time()
+                    hits = [] if index is None else index.search_log_probs(own.log_probs, limits)
+                    hints.append(Hints().update(hits))
+                    times.append(1e6 * (time.thread_time() - started_s))
+                texts = self._write(heard, hints)
+                utterances = [HotwordUtterance(o.text, t, h, o.audio_s, o.speaker) for o, t, h in zip(heard, texts, hints, strict=True)]
+                scores = score_hotwords(utterances, keywords)
+                p50, p99 = np.percentile(times, [50, 99])
+                row = {"names": 0 if index is None else len(index), "search": search, "set": name, "p50_us": float(p50), "p99_us": float(p99)}
+                row |= {"pairs": pair_rates([o.text for o in heard], texts, pairs)} if self.llm is not None and name in self.sets else {}
+                yield row | dataclasses.asdict(scores)
+
+    def _write(self, heard: Sequence[Heard], hints: Sequence[list[str]]) -> list[str | None]:
+        if self.llm is None:
+            return [None] * len(heard)
+        texts: list[str | None] = []
+        for start in range(0, len(heard), BATCH):
+            batch = slice(start, start + BATCH)
+            texts += transcripts(self.llm, [own.samples for own in heard[batch]], hints=hints[batch])
+        return texts
+
+
+def _texts(index: HotwordIndex) -> list[str]:
+    base = index.state.base
+    return [base.text(number) for number in range(base.num_names)]
+
+
+def _read(manifest: Path, limit: int) -> list[tuple[np.ndarray, str, str | None]]:
+    cuts = sorted(load_cuts(manifest), key=lambda cut: (-cut.duration, cut.id))
+    kept = spread(cuts, limit) if limit else cuts
+    return [(read_samples(cut), cut.supervisions[0].text or "", cut.supervisions[0].speaker) for cut in kept]
+
+
+def _silence() -> Iterator[tuple[np.ndarray, str, str | None]]:
+    rng = np.random.default_rng(SEED)
+    for number in range(SILENCE_S // CLIP_S):
+        samples = np.zeros(CLIP_S * SAMPLING_RATE_HZ, np.float32)
+        yield (samples if number % 2 else samples + 1e-3 * rng.standard_normal(len(samples), dtype=np.float32)), "", None
+
+
+def _percent(share: dict[str, Any]) -> str:
+    known = Share(**share)
+    return "-" if known.percent is None else f"{known.percent:.1f} [{known.low:.1f}, {known.high:.1f}] ({known.count}/{known.total})"
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A record as a row of the table."""
+    cells = {"names": row["names"], "search": row["search"], "set": row["set"]}
+    cells |= {f"{key}_%": _percent(row[key]) for key in ("recall", "precision", "adopted", "wrongly_adopted", "leaks")}
+    numbers = {"false_alarms_per_hour": "false alarms/h", "b_wer": "B-WER %", "u_wer": "U-WER %"}
+    return cells | {label: "-" if row[key] is None else f"{row[key]:.1f}" for key, label in numbers.items()} | {"p99_us": row["p99_us"]}
+
+
+def plot(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Recall, precision, leaks and time of search over the size of the list; one line for each set and search."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["search"] != "none":
+            curves.setdefault(f"{row['set']}, {row['search']}", []).append(row)
+    with picture(out, 4) as axes:
+        for label, points in curves.items():
+            sizes = [row["names"] for row in points]
+            for axis, key in zip(axes, ("recall", "precision", "leaks"), strict=False):
+                if all(row[key]["percent"] is not None for row in points):
+                    axis.plot(sizes, [row[key]["percent"] for row in points], marker="o", label=label)
+            axes[3].plot(sizes, [row["p99_us"] for row in points], marker="o")
+        for axis, name in zip(axes, ("recall, %", "precision, %", "leaks, %", "p99, us"), strict=True):
+            axis.set_xscale("log")
+            axis.set_ylabel(name)
+        axes[0].legend(fontsize=6)
+        axes[3].set_xlabel("names in the index")
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    torch.set_num_threads(args.threads)
+    try:
+        sizes = sorted({int(size) for size in args.sizes.split()})
+        pairs = [tuple(pair.split("/")) for pair in args.pairs.split()]
+    except ValueError as error:
+        raise RecipeError("--sizes", expected="numbers separated by blanks", found=error, fix="for example --sizes '0 10 1000'") from error
+    if not sizes or sizes[0] < 0 or any(len(pair) != 2 for pair in pairs):
+        raise RecipeError("--sizes, --pairs", expected="sizes from 0 on, pairs A/B", found=f"{args.sizes}, {args.pairs}", fix="correct them")
+    stress = Stress(args)
+    rows = []
+    for size in sizes:
+        for row in stress.rows(size, pairs):
+            rows.append(row)
+            print(f"{row['names']} names, {row['search']}, {row['set']}", file=sys.stderr, flush=True)
+    write_jsonl(args.out / "stress.jsonl", rows)
+    with nim4.stage.atomic_write(args.out / "leaks.txt") as file:
+        file.writelines(f"{row['names']}\t{row['search']}\t{row['set']}\t{said}\t{hint}\n" for row in rows for said, hint in row["leaked"])
+    plot(rows, args.out / "stress.png")
+    facts = {"benchmark": "hotword_stress", "what": __doc__.split("\n")[0], "command": "benchmarks/hotword_stress.py", "commit": git_commit()}
+    facts |= {"data": {"size": f"{args.names.name}, {args.test}", "seed": SEED}, "hardware": hardware(args.threads), "torch": torch.__version__}
+    print(as_markdown({**facts, "load": 0.0, "rounds": 1, "rows": [shown(row) for row in rows]}))
+    for row in rows:
+        for pair in row.get("pairs", []):
+            print(f"{row['names']} names, {row['search']}, {row['set']}: {pair}")
+
+
+if __name__ == "__main__":
+    nim4.stage.run(main, "bench")
