@@ -286,24 +286,22 @@ class WordList:
 
     def __init__(self, words: Iterable[str]):
         self._words = frozenset(words)
-        lengths: dict[str, set[int]] = {}  # by first character
+        self._longest: dict[str, int] = {}  # first character -> length of the longest word
         for word in self._words:
-            lengths.setdefault(word[0], set()).add(len(word))
-        self._lengths = {char: sorted(found, reverse=True) for char, found in lengths.items()}
+            self._longest[word[0]] = max(len(word), self._longest.get(word[0], 0))
 
     def split(self, run: str) -> Iterator[tuple[str, bool]]:
         """Cuts `run` into the words of the list and what is between them: (piece, is a word of the list)."""
         start = i = 0
         while i < len(run):
-            for length in self._lengths.get(run[i], ()):
-                if length <= len(run) - i and run[i : i + length] in self._words:
-                    if start < i:
-                        yield run[start:i], False
-                    yield run[i : i + length], True
-                    start = i = i + length
-                    break
-            else:
-                i += 1
+            longest = min(self._longest.get(run[i], 0), len(run) - i)
+            length = next((length for length in range(longest, 0, -1) if run[i : i + length] in self._words), 0)
+            if length:
+                if start < i:
+                    yield run[start:i], False
+                yield run[i : i + length], True
+                start = i + length
+            i += length or 1
         if start < len(run):
             yield run[start:], False
 

@@ -3,9 +3,6 @@
 Nodes are numbered level by level, so that the children of a node stand side by side, in the order of their phones. Such arrays are built
 by sorting, can lie in a file that many processes map into memory, and never change. A walk looks at nothing outside them, whatever a file
 says: every number that is read from them is checked before it is used.
-
-An automaton of Aho and Corasick reads each phone once; here the places where a key may have begun are kept instead (few: most end after
-two phones), which takes as long in practice, needs a ninth of the memory, and lets a walk branch: over the alternatives of a phone.
 """
 
 from dataclasses import dataclass
@@ -381,8 +378,7 @@ def choose_cheapest(rows, costs, allowed, per_phone, kept):
 
     A row is worth per_phone * phones - cost; of rows with one span all stay that are worth the most less per_phone. Returns how many.
     """
-    count = 0
-    longest = np.int64(0)
+    count, longest = 0, np.int64(0)
     for i in range(costs.size):
         longest = max(longest, rows[i, 1] - rows[i, 0])
     for i in range(costs.size):
