@@ -15,8 +15,7 @@ from nim4.corpus.units import ARPABET, FINALS, INITIALS, ZERO_INITIAL, PhonemeIn
 
 NONE = 0xFFFFFFFF  # no key ends at this node
 OTHER, INITIAL, FINAL, ENGLISH = range(4)
-WORD_HORIZON = 24  # phones; no English word is longer
-MAX_GAPS = 3  # slots that a match may step over
+WORD_HORIZON, MAX_GAPS = 24, 3  # phones, no English word is longer; slots that a match may step over
 jit = numba.njit(cache=True, nogil=True)
 
 
