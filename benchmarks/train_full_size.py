@@ -382,7 +382,7 @@ def main() -> None:
                 failed.append(number)
             except torch.OutOfMemoryError:  # among the timed rounds
                 rows += measure(model, number, [], args.rounds, peak_tflops)
-            except Exception:
+            except Exception:  # told and counted: a fault in one stage shall not cost the others their minutes on a GPU
                 log.exception("stage %d", number)
                 failed.append(number)
             model.zero_grad(set_to_none=True)

@@ -132,7 +132,8 @@ class Decoders:
 
     def load(self, config: DecodeConfig) -> None:
         """Loads what a config needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
-        _ = self._phoneme_model if config.method == "ctc_greedy" else self._speech_llm, config.hotwords != "none" and self._index
+        _ = self._phoneme_model if config.method == "ctc_greedy" else self._speech_llm
+        _ = self._index if config.hotwords != "none" else None
 
     def ctc(self, cuts: list[MonoCut], config: DecodeConfig, words: bool) -> Iterator[Outcome]:
         """Greedy phonemes, and words of the lexicon when asked for."""

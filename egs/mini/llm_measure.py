@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 import llm_text
+from llm_examples import Example, draw_example
 from llm_ngram import KneserNey
 from llm_tokens import NOT_PREDICTED, Encoder, collate, embed
 
@@ -38,10 +39,10 @@ def perplexities(
     rng, rows = random.Random(0), {}
     for kind, texts in held_out.items():
         num_tokens, num_chars = sum(len(encode.text(text)) for text in texts), sum(len(text) + 1 for text in texts)
-        heard = [llm_text.draw_example(text, texts, rng, plain=0, spoken=1, hints=0, partial=0) for text in texts]
+        heard = [draw_example(text, texts, rng, plain=0, spoken=1, hints=0, partial=0) for text in texts]
         by_order = {ngram.order: sum(ngram.cost(encode.text(text)) for text in texts) for ngram in ngrams}
         order = min(by_order, key=by_order.__getitem__)
-        nats = {"model": cost(model, [encode(llm_text.Example(text)) for text in texts]), "ngram": by_order[order]}
+        nats = {"model": cost(model, [encode(Example(text)) for text in texts]), "ngram": by_order[order]}
         nats["heard"] = cost(model, [encode(example) for example in heard])
         if kind != "sentences":
             nats["source"] = llm_text.source_cost(kind, texts) * len(texts)

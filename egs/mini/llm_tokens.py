@@ -15,7 +15,7 @@ from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import TONES
 
 sys.path.insert(0, str(Path(__file__).parent))
-import llm_text
+from llm_examples import PHONES, Example
 
 DOCUMENT_END = "<|endoftext|>"
 NOT_PREDICTED = -100  # label of a token that has no loss
@@ -37,7 +37,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    fixed = [*FIXED, "system", "user", "assistant", prompts.HINT_SEPARATOR, "\n", *{phone.rstrip(TONES) for phone in llm_text.PHONES}]
+    fixed = [*FIXED, "system", "user", "assistant", prompts.HINT_SEPARATOR, "\n", *sorted({phone.rstrip(TONES) for phone in PHONES})]
     hinted = [word for text in texts for word in text.split()]  # without the space before it
     bpe.train_from_iterator([*(fixed * 1000), *texts, *hinted], trainer)
     turns = [prompts.TURN_START, prompts.TURN_END]
@@ -54,7 +54,7 @@ class Encoder:
         self._document_end = tokenizer.convert_tokens_to_ids(DOCUMENT_END)
         self._answer, self._suffix = cache(self.prompt.answer), cache(lambda hints, partial: self.prompt.suffix(hints, partial=partial))
 
-    def __call__(self, example: llm_text.Example) -> tuple[list[tuple[int, ...]], int]:
+    def __call__(self, example: Example) -> tuple[list[tuple[int, ...]], int]:
         """A document, and how many of its places are given rather than predicted. A place holds one id, or in speech those of all its phones."""
         answer = self._places(example.answer)
         if example.plain:

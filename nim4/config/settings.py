@@ -98,7 +98,7 @@ class OptimConfig:
     schedule: str = "cosine"  # cosine | constant: the rate after the warm-up
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
     weight_decay: float = 0.01  # ours: not stated
-    optimizer: str = "adamw"  # adamw | muon: Muon on the matrices of blocks and head, AdamW on the rest
+    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/loop.py), AdamW on the rest
     betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch

@@ -1,5 +1,6 @@
 """The language model of egs/mini: its text, its tokenizer, its baseline, and the weights that are kept in the repository."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -15,8 +16,16 @@ from nim4.corpus import prompts
 from nim4.corpus.prompts import Prompt
 
 sys.path.insert(0, str(ROOT / "egs" / "mini"))
-MODULES = ("llm_card", "llm_measure", "llm_ngram", "llm_text", "llm_tokens", "train_llm")  # beside the recipe, not beside the tests
-llm_card, llm_measure, llm_ngram, llm_text, tokens, train_llm = map(import_module, MODULES)
+MODULES = (
+    "llm_card",
+    "llm_examples",
+    "llm_measure",
+    "llm_ngram",
+    "llm_text",
+    "llm_tokens",
+    "llm_training",
+)  # beside the recipe, not beside the tests
+llm_card, llm_examples, llm_measure, llm_ngram, llm_text, tokens, llm_training = map(import_module, MODULES)
 
 LLM = ROOT / "egs" / "mini" / "llm"
 ODD_TEXTS = [
@@ -82,7 +91,7 @@ def test_an_unfinished_answer_is_cut_at_a_word():
     cuts = {"", "总工", "总工，open", "总工，open 北京", "总工，open 北京饭店", "总工，open 北京饭店，print"}
     cuts |= {"总工，open 北京饭店，print 语音", "总工，open 北京饭店，print 语音识别"}
     rng = random.Random(0)
-    drawn = [llm_text.draw_example(text, [text], rng, plain=0, spoken=0.5, hints=0.5, partial=0.8) for _ in range(300)]
+    drawn = [llm_examples.draw_example(text, [text], rng, plain=0, spoken=0.5, hints=0.5, partial=0.8) for _ in range(300)]
     assert {example.answer for example in drawn if example.partial} == cuts
     assert {example.answer for example in drawn if not example.partial} == {text}
     assert all(hint.replace(" ", "") in text.replace(" ", "") for example in drawn for hint in example.hints)
@@ -119,14 +128,14 @@ def test_words_and_prompt_are_few_tokens_and_no_phrase_is_one(tokenizer, texts):
 
 def test_examples_follow_the_prompt(tokenizer):
     encode = tokens.Encoder(tokenizer)
-    example = llm_text.Example("open", spoken=(("OW",), ("ong1", "g"), ()), hints=("上海",), partial=True)
+    example = llm_examples.Example("open", spoken=(("OW",), ("ong1", "g"), ()), hints=("上海",), partial=True)
     places, num_given = encode(example)
     assert places[num_given:] == [(token,) for token in encode.prompt.answer("open")]
     start = len(encode.prompt.prefix)
     assert places[:start] == [(token,) for token in encode.prompt.prefix]
     assert [tokenizer.decode(ids) for ids in places[start : start + 3]] == ["OW", "ong1g", " "]
     assert places[start + 3 : num_given] == [(token,) for token in encode.prompt.suffix(["上海"], partial=True)]
-    places, num_given = encode(llm_text.Example("open", plain=True))
+    places, num_given = encode(llm_examples.Example("open", plain=True))
     assert tokenizer.decode([token for (token,) in places]) == tokens.DOCUMENT_END + "open" + tokens.DOCUMENT_END
     assert num_given == 1
 
@@ -150,7 +159,7 @@ def test_a_place_is_the_mean_of_its_tokens():
 def test_speech_of_the_training_text_has_the_phones_of_its_words_and_errors():
     text = "总工，open 北京饭店。"
     right = ["z", "ong3", "g", "ong1", "OW", "P", "AH", "N", "b", "ei3", "j", "ing1", "f", "an4", "d", "ian4"]
-    drawn = [llm_text.draw_example(text, [text], random.Random(seed), plain=0, spoken=1, hints=0, partial=0).spoken for seed in range(50)]
+    drawn = [llm_examples.draw_example(text, [text], random.Random(seed), plain=0, spoken=1, hints=0, partial=0).spoken for seed in range(50)]
     heard = [[phone for frame in spoken for phone in frame] for spoken in drawn]
     assert {phone for phones in heard for phone in phones} > set(right)
     assert [phone for phone, _ in itertools.groupby(min(heard, key=lambda phones: len(set(phones) - set(right))))] == right
@@ -193,7 +202,7 @@ def test_the_product_is_small_and_complete(model, tokenizer):
 def test_the_page_is_made_from_the_record():
     record = json.loads((LLM / "record.json").read_text(encoding="utf-8"))
     assert (LLM / "README.md").read_text(encoding="utf-8") == llm_card.card(record)
-    assert record["settings"] == json.loads(json.dumps(train_llm.dataclasses.asdict(train_llm.MiniLlmConfig())))
+    assert record["settings"] == json.loads(json.dumps(dataclasses.asdict(llm_training.MiniLlmConfig())))
 
 
 def test_the_weights_beat_the_baseline_and_use_what_stands_for_speech(model, tokenizer, texts):
@@ -217,17 +226,17 @@ def test_it_continues_an_order(model, tokenizer):
 
 
 def test_training_lowers_the_loss_and_is_the_same_each_time():
-    config = train_llm.MiniLlmConfig(
+    config = llm_training.MiniLlmConfig(
         dim=32, num_layers=1, num_heads=2, head_dim=16, ffn_dim=32, steps=30, batch=8, warmup_steps=5, learning_rate=1e-2
     )
     texts = llm_text.draw("grammar", 200, seed=0)
     tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
 
     def run():
-        model = train_llm.build_model(config, tokenizer)
-        documents = [tokens.Encoder(tokenizer)(llm_text.Example(text)) for text in texts[:20]]
+        model = llm_training.build_model(config, tokenizer)
+        documents = [tokens.Encoder(tokenizer)(llm_examples.Example(text)) for text in texts[:20]]
         before = llm_measure.cost(model, documents)
-        train_llm.train(model, train_llm.batches(texts, tokens.Encoder(tokenizer), config), config, "cpu")
+        llm_training.train(model, llm_training.batches(texts, tokens.Encoder(tokenizer), config), config, "cpu")
         return before, llm_measure.cost(model, documents)
 
     before, after = run()
