@@ -136,6 +136,7 @@ class TrainConfig(OptimConfig):
     """Stage 3: CR-CTC pre-training on phonemes."""
 
     cr_weight: float = 0.2  # alpha of CR-CTC for pure CTC; 0 = plain CTC: one view, `augment.time_mask_ratio` 1
+    full_view: bool = False  # ours: the first view sees the whole utterance, whatever `chunk` gives the second; in plain CTC one batch in two does
     cr_warmup_steps: int = 2000  # alpha is ramped linearly over these steps
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -57,10 +57,15 @@ class PhonemeModel(nn.Module):
         """(B, T, 80) log-Mel features -> the same, mean 0 and variance 1 over the training data."""
         return (x - self.mean) * self.inverse_std
 
-    def forward(self, x: Tensor, x_lens: Tensor, context: Context = FULL_CONTEXT) -> tuple[Tensor, Tensor]:
-        """Log-Mel features (B, T, 80) -> (B, S, V) log-probabilities and (B,) encoder lengths."""
-        x, x_lens = self.encoder(self.normalise(x), x_lens, context)
-        return self.head(x), x_lens
+    def forward(self, x: Tensor, x_lens: Tensor, *contexts: Context) -> tuple[Tensor, Tensor]:
+        """Log-Mel features (B, T, 80) -> (B, S, V) log-probabilities and (B,) encoder lengths.
+
+        `contexts`: what frames may see, one for each equal part of the batch, in order; none means the whole utterance.
+        """
+        contexts = contexts or (FULL_CONTEXT,)
+        parts = zip(self.normalise(x).chunk(len(contexts)), x_lens.chunk(len(contexts)), contexts, strict=True)
+        encoded, lens = zip(*(self.encoder(*part) for part in parts), strict=True)
+        return self.head(torch.cat(encoded)), torch.cat(lens)
 
 
 def frozen_in_evaluation(*parts: nn.Module) -> None:

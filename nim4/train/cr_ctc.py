@@ -1,8 +1,9 @@
 """The loss of stage 3: consistency-regularised CTC on phonemes (CR-CTC, arXiv 2410.05101), or plain CTC.
 
-Each utterance is warped in time once and then masked twice, independently; both views go through one forward pass under one chunk
-context, and besides each view's CTC loss their frame distributions are drawn together. Alpha is ramped up linearly, without which
-the consistency term can pull an untrained model towards blanks only. Validation numbers of the stage are here too.
+Each utterance is warped in time once and then masked twice, independently; both views go through one forward pass, under one chunk
+context, or the first one sees the whole utterance (`full_view`; ours, after dual-mode ASR, arXiv 2010.06030). Besides each view's CTC
+loss their frame distributions are drawn together. Alpha is ramped up linearly, without which the consistency term can pull an
+untrained model towards blanks only. Validation numbers of the stage are here too.
 """
 
 import math
@@ -36,14 +37,14 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
     time_mask_ratio = config.augment.time_mask_ratio if views == 2 else 1.0
 
     def loss(model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        context = draw_context(config.chunk, draw.shared)
+        contexts = _contexts(config, draw, views)
         least = (2 * SUBSAMPLING * batch.phone_lens).clamp(min=1)  # an encoder frame for each phoneme, and one for a blank behind it
         x, x_lens = time_stretch(batch.x, batch.x_lens, least, config.augment.time_stretch, draw.own)
         x = time_warp(x, x_lens, config.augment.time_warp_frames, draw.own)
         x = freq_warp(x, config.augment.freq_warp, draw.own)
         x, x_lens = x.repeat(views, 1, 1), x_lens.repeat(views)
         x = mask(x, x_lens, mean, config.augment, time_mask_ratio, draw.own)
-        log_probs, out_lens = model(x, x_lens, context)
+        log_probs, out_lens = model(x, x_lens, *contexts)
         ctc = ctc_loss(log_probs, out_lens, batch.phones.repeat(views, 1), batch.phone_lens.repeat(views)) / views
         if views == 1:
             return {"loss": ctc, "ctc": ctc}
@@ -52,6 +53,16 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
         return {"loss": ctc + alpha * consistency, "ctc": ctc, "cr": consistency}
 
     return loss
+
+
+def _contexts(config: TrainConfig, draw: Draw, views: int) -> list[Context]:
+    """One context for the batch; under `full_view` one for each of two views, while a single view has either of them."""
+    drawn = draw_context(config.chunk, draw.shared)
+    if not config.full_view:
+        return [drawn]
+    if views == 2:
+        return [FULL_CONTEXT, drawn]
+    return [FULL_CONTEXT if torch.rand((), generator=draw.shared) < 0.5 else drawn]
 
 
 def validate(model: PhonemeModel, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from tiny import noise_batch, tiny_model
 
 from nim4.config import AugmentConfig, ChunkConfig, TrainConfig
-from nim4.model.conformer import Context
+from nim4.model.conformer import FULL_CONTEXT, Context
 from nim4.model.ctc import consistency_loss, ctc_loss
 from nim4.score.error_rate import edit_distance
 from nim4.train import cr_ctc as module
@@ -30,9 +30,9 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.model, self.calls = tiny_model(), []
 
-    def forward(self, x, x_lens, context):
-        self.calls.append((x.clone(), x_lens, context))
-        return self.model(x, x_lens, context)
+    def forward(self, x, x_lens, *contexts):
+        self.calls.append((x.clone(), x_lens, *contexts))
+        return self.model(x, x_lens, *contexts)
 
 
 def test_two_views_share_warp_and_context_but_not_masks(monkeypatch):
@@ -53,6 +53,31 @@ def test_two_views_share_warp_and_context_but_not_masks(monkeypatch):
     assert torch.equal(x[:2][both], x[2:][both])
     assert torch.equal(x[:2][both], warped[0][both])
     assert not torch.equal(warped[0], batch.x)
+
+
+@torch.inference_mode()
+def test_the_first_view_may_see_the_whole_utterance():
+    recorder, batch = Recorder(), noise_batch([200, 120], phones=((2, 3, 2), (4,)))
+    config = TrainConfig(augment=AugmentConfig(**MASKS), chunk=ChunkConfig(full_prob=0.0, deployed_prob=1.0), full_view=True)
+    cr_ctc(FILL, config)(recorder, batch, draw())
+    x, x_lens, *contexts = recorder.calls[0]
+    assert contexts == [FULL_CONTEXT, Context(16, 4)]
+    log_probs, lens = recorder.model(x, x_lens, *contexts)
+    for view, context in ((slice(0, 2), FULL_CONTEXT), (slice(2, 4), Context(16, 4))):
+        alone, alone_lens = recorder.model(x[view], x_lens[view], context)
+        torch.testing.assert_close(log_probs[view], alone)
+        assert torch.equal(lens[view], alone_lens)
+    assert not torch.allclose(recorder.model(x[2:], x_lens[2:], FULL_CONTEXT)[0], log_probs[2:], atol=1e-3)
+
+
+def test_plain_ctc_has_either_context():
+    config = TrainConfig(cr_weight=0, augment=AugmentConfig(**MASKS), chunk=ChunkConfig(full_prob=0.0, deployed_prob=1.0), full_view=True)
+    recorder = Recorder()
+    for seed in range(20):
+        cr_ctc(FILL, config)(recorder, noise_batch([60]), draw(seed=seed))
+    contexts = [context for _, _, *given in recorder.calls for context in given]
+    assert len(contexts) == 20
+    assert 4 <= contexts.count(FULL_CONTEXT) == 20 - contexts.count(Context(16, 4)) <= 16
 
 
 @torch.inference_mode()
