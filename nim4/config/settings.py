@@ -137,6 +137,7 @@ class TrainConfig(OptimConfig):
 
     cr_weight: float = 0.2  # alpha of CR-CTC for pure CTC; 0 = plain CTC: one view, `augment.time_mask_ratio` 1
     full_view: bool = False  # ours: the first view sees the whole utterance, whatever `chunk` gives the second; in plain CTC one batch in two does
+    view_delay: int = 0  # ours, with full_view: the second view may be so many encoder frames late, to hear more of what follows
     cr_warmup_steps: int = 2000  # alpha is ramped linearly over these steps
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -89,20 +89,23 @@ def ctc_loss(log_probs: Tensor, x_lens: Tensor, phones: Tensor, phone_lens: Tens
     return F.ctc_loss(log_probs.transpose(0, 1), phones, x_lens, phone_lens, blank=BLANK, reduction="sum")
 
 
-def consistency_loss(log_probs: Tensor, x_lens: Tensor) -> Tensor:
+def consistency_loss(log_probs: Tensor, x_lens: Tensor, delay: int = 0) -> Tensor:
     """Symmetric KL divergence between two views, summed over valid frames: the CR term of CR-CTC.
 
     Args:
         log_probs: (2B, S, V) float32, first views then second views of the same B utterances.
         x_lens: (2B,) int64.
+        delay: frames by which the second views may be late: their frame s is compared with the first views' s - `delay`.
     Returns:
         () float32: 1/2 [KL(sg(z2) || z1) + KL(sg(z1) || z2)]; each target side is detached.
-    Source: arXiv 2410.05101, section 3.2.
+    Source: arXiv 2410.05101, section 3.2; the delay is ours.
     """
     assert log_probs.shape[0] % 2 == 0, log_probs.shape
-    target = log_probs.detach().roll(log_probs.shape[0] // 2, dims=0)
-    divergence = F.kl_div(log_probs, target, reduction="none", log_target=True).sum(-1)
-    return 0.5 * divergence.masked_fill(~valid_mask(x_lens, log_probs.shape[1]), 0.0).sum()
+    first, second = log_probs.chunk(2)
+    first, second = first[:, : first.shape[1] - delay], second[:, delay:]
+    compared, to = torch.cat([first, second]), torch.cat([second, first]).detach()
+    divergence = F.kl_div(compared, to, reduction="none", log_target=True).sum(-1)
+    return 0.5 * divergence.masked_fill(~valid_mask(x_lens - delay, compared.shape[1]), 0.0).sum()
 
 
 def collapse(frame_ids: Sequence[int], last: int = BLANK) -> list[int]:

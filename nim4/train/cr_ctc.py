@@ -2,8 +2,9 @@
 
 Each utterance is warped in time once and then masked twice, independently; both views go through one forward pass, under one chunk
 context, or the first one sees the whole utterance (`full_view`; ours, after dual-mode ASR, arXiv 2010.06030). Besides each view's CTC
-loss their frame distributions are drawn together. Alpha is ramped up linearly, without which the consistency term can pull an
-untrained model towards blanks only. Validation numbers of the stage are here too.
+loss their frame distributions are drawn together; a view that does not know what follows may be a little late (`view_delay`), else it
+is made to guess the last phonemes of a chunk. Alpha is ramped up linearly, without which the consistency term can pull an untrained
+model towards blanks only. Validation numbers of the stage are here too.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from nim4.config import TrainConfig
+from nim4.config import RecipeError, TrainConfig
 from nim4.corpus.batch import Batch
 from nim4.model.conformer import FULL_CONTEXT, SUBSAMPLING, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, consistency_loss, ctc_loss, greedy_search
@@ -32,7 +33,12 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
     Returns:
         a function of (model, batch, draw) that gives `loss` = `ctc` + alpha `cr`, each summed over the batch:
         1/2 [CTC(z1) + CTC(z2)] + alpha 1/2 [KL(sg(z2) || z1) + KL(sg(z1) || z2)].
+    Raises:
+        RecipeError: for a `view_delay` without two views of different contexts, or below 0.
     """
+    if config.view_delay < 0 or (config.view_delay > 0 and not config.full_view):
+        expected = "0, or a number of frames above it with train.full_view=true"
+        raise RecipeError("train.view_delay", expected=expected, found=config.view_delay, fix="--set train.view_delay=0")
     views = 2 if config.cr_weight > 0 else 1
     time_mask_ratio = config.augment.time_mask_ratio if views == 2 else 1.0
 
@@ -48,7 +54,7 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
         ctc = ctc_loss(log_probs, out_lens, batch.phones.repeat(views, 1), batch.phone_lens.repeat(views)) / views
         if views == 1:
             return {"loss": ctc, "ctc": ctc}
-        consistency = consistency_loss(log_probs, out_lens)
+        consistency = consistency_loss(log_probs, out_lens, config.view_delay)
         alpha = config.cr_weight * min(draw.step / max(config.cr_warmup_steps, 1), 1.0)
         return {"loss": ctc + alpha * consistency, "ctc": ctc, "cr": consistency}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import noise_batch, tiny_model
 
-from nim4.config import AugmentConfig, ChunkConfig, TrainConfig
+from nim4.config import AugmentConfig, ChunkConfig, RecipeError, TrainConfig
 from nim4.model.conformer import FULL_CONTEXT, Context
 from nim4.model.ctc import consistency_loss, ctc_loss
 from nim4.score.error_rate import edit_distance
@@ -68,6 +68,24 @@ def test_the_first_view_may_see_the_whole_utterance():
         torch.testing.assert_close(log_probs[view], alone)
         assert torch.equal(lens[view], alone_lens)
     assert not torch.allclose(recorder.model(x[2:], x_lens[2:], FULL_CONTEXT)[0], log_probs[2:], atol=1e-3)
+
+
+@torch.inference_mode()
+def test_the_second_view_may_be_late():
+    early = torch.randn(2, 12, 5).log_softmax(-1)
+    late = torch.cat([torch.randn(2, 3, 5).log_softmax(-1), early[:, :9]], dim=1)
+    lens = torch.tensor([12, 8])
+    assert float(consistency_loss(torch.cat([early, late]), lens.repeat(2), delay=3)) == pytest.approx(0.0, abs=1e-6)
+    assert float(consistency_loss(torch.cat([early, late]), lens.repeat(2))) > 1
+    assert float(consistency_loss(torch.cat([late, early]), lens.repeat(2), delay=3)) > 1
+    beyond = late.clone()
+    beyond[1, 8:] = torch.randn(4, 5).log_softmax(-1)  # padding
+    assert float(consistency_loss(torch.cat([early, beyond]), lens.repeat(2), delay=3)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_delay_needs_two_contexts():
+    with pytest.raises(RecipeError, match=r"train\.view_delay"):
+        cr_ctc(FILL, TrainConfig(view_delay=4))
 
 
 def test_plain_ctc_has_either_context():
