@@ -20,10 +20,13 @@ from nim4.stage import atomic_write, git_commit
 SEED = 0
 
 
-def parser_for(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options every benchmark has; `description` is the module's docstring."""
+def parser_for(description: str, rounds: int | None) -> argparse.ArgumentParser:
+    """The options every benchmark has; `description` is the module's docstring. `rounds` None: it measures once."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="rounds; the table gives their median")
+    if rounds is None:
+        parser.set_defaults(rounds=1)
+    else:
+        parser.add_argument("--rounds", type=int, default=rounds, help="rounds; the table gives their median")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--record", type=Path, help="file to which one JSON line with the result is added")
     return parser

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import numpy as np
 import torch
-from common import SEED
+from common import SEED, parser_for, publish
 from hotwords import some_of
 
 import nim4.stage
@@ -37,11 +37,9 @@ from nim4.decode.hotword_names import joined
 from nim4.decode.offline import transcripts
 from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import load_model
-from nim4.report.benchmarks import as_markdown
 from nim4.score.hotword import HotwordUtterance, Share, pair_rates, score_hotwords
 from nim4.score.plot import picture
-from nim4.score.record import hardware
-from nim4.stage import git_commit, write_jsonl
+from nim4.stage import write_jsonl
 from nim4.train.distributed import pick_device
 
 SIZES = (0, 10, 1_000, 100_000, 1_000_000)
@@ -50,7 +48,7 @@ SILENCE_S, CLIP_S = 600, 10
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = parser_for(__doc__, rounds=None)
     parser.add_argument("--model", type=Path, required=True, help="model folder of stage 3 or 9; with llm/ in it transcripts are looked at too")
     parser.add_argument("--units", type=Path, required=True, help="folder of stage 2")
     parser.add_argument("--test", required=True, help="test sets with speech, separated by blanks")
@@ -61,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", default="", help="names that sound alike, e.g. '北京/背景 语音/语言': how often each is written as the other")
     parser.add_argument("--limit", type=int, default=0, help="utterances per set, spread evenly; 0 = all")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes that turn lists into phones")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     return parser
@@ -217,12 +214,11 @@ def main() -> None:
     with nim4.stage.atomic_write(args.out / "leaks.txt") as file:
         file.writelines(f"{row['names']}\t{row['search']}\t{row['set']}\t{said}\t{hint}\n" for row in rows for said, hint in row["leaked"])
     plot(rows, args.out / "stress.png")
-    facts = {"benchmark": "hotword_stress", "what": __doc__.split("\n")[0], "command": "benchmarks/hotword_stress.py", "commit": git_commit()}
-    facts |= {"data": {"size": f"{args.names.name}, {args.test}", "seed": SEED}, "hardware": hardware(args.threads), "torch": torch.__version__}
-    print(as_markdown({**facts, "load": 0.0, "rounds": 1, "rows": [shown(row) for row in rows]}))
-    for row in rows:
-        for pair in row.get("pairs", []):
-            print(f"{row['names']} names, {row['search']}, {row['set']}: {pair}")
+    size = f"{args.names.name}, {args.test} {args.silent}"
+    publish(args, __doc__.split("\n")[0], size, [shown(row) for row in rows])
+    if pairs:
+        told = [{**{key: row[key] for key in ("names", "search", "set")}, **pair} for row in rows for pair in row.get("pairs", [])]
+        publish(args, "names that sound alike: how often each is written, and as the other", size, told)
 
 
 if __name__ == "__main__":

@@ -286,16 +286,16 @@ class WordList:
 
     def __init__(self, words: Iterable[str]):
         self._words = frozenset(words)
-        self._longest: dict[str, int] = {}  # first character -> length of the longest word
-        for word in self._words:
-            self._longest[word[0]] = max(len(word), self._longest.get(word[0], 0))
+        self._lengths: dict[str, list[int]] = {}  # first two characters -> lengths of the words that begin so, the longest first
+        for start, length in sorted({(word[:2], len(word)) for word in self._words}, key=lambda pair: -pair[1]):
+            self._lengths.setdefault(start, []).append(length)
 
     def split(self, run: str) -> Iterator[tuple[str, bool]]:
         """Cuts `run` into the words of the list and what is between them: (piece, is a word of the list)."""
         start = i = 0
         while i < len(run):
-            longest = min(self._longest.get(run[i], 0), len(run) - i)
-            length = next((length for length in range(longest, 0, -1) if run[i : i + length] in self._words), 0)
+            lengths = self._lengths.get(run[i : i + 2], ())
+            length = next((length for length in lengths if run[i : i + length] in self._words), int(run[i] in self._words))
             if length:
                 if start < i:
                     yield run[start:i], False

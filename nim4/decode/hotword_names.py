@@ -145,10 +145,10 @@ class NameTable:
 
     def live_keys(self, live_names: np.ndarray) -> np.ndarray:
         """(K,) uint8: keys that have a live name and are not stopped. Raises ValueError when the postings are damaged."""
-        posting_name, first = self.arrays["posting_name"], self.arrays["posting_first"].astype(np.int64)
+        posting_name, first = self.arrays["posting_name"], self.arrays["posting_first"]
         if len(posting_name) and int(posting_name.max()) >= self.num_names:
             raise ValueError("a key has a name that does not exist")
-        if self.num_keys and ((np.diff(first) < 1).any() or first[0] != 0 or first[-1] != len(posting_name)):
+        if self.num_keys and ((first[1:] <= first[:-1]).any() or first[0] != 0 or first[-1] != len(posting_name)):
             raise ValueError("the names of the keys do not add up")
         if live_names.all():
             live = np.ones(self.num_keys, np.uint8)

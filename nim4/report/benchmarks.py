@@ -21,7 +21,7 @@ _KEYS = {
 
 
 def newest(records: Sequence[Mapping[str, Any]], where: object) -> list[Mapping[str, Any]]:
-    """The last record of each benchmark, command and hardware, ordered by benchmark.
+    """The last record of each benchmark, table (`what`), command and hardware, ordered by benchmark.
 
     Args:
         where: the file they come from, for messages.
@@ -35,7 +35,7 @@ def newest(records: Sequence[Mapping[str, Any]], where: object) -> list[Mapping[
         if missing:
             found = f"no valid {', '.join(missing)}"
             raise RecipeError(f"{where}, row {number}", expected="the record of a benchmark", found=found, fix="remove the row and run it again")
-    last = {(record["benchmark"], record["command"], record["hardware"]): record for record in records}
+    last = {tuple(record[key] for key in ("benchmark", "what", "command", "hardware")): record for record in records}
     return sorted(last.values(), key=lambda record: record["benchmark"])
 
 
