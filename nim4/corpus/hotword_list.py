@@ -185,15 +185,23 @@ def _convert(names: Sequence[Name], tokens: Sequence[str]) -> Converted:
     phones, key_lens, counts, reasons = bytearray(), [], [], []
     for name in names:
         readings = name.pronunciations or _maker.keys(name.text)
-        known = [[ids[phone] for phone in reading] for reading in readings if all(phone in ids for phone in reading)]
-        fitting = [reading for reading in known if MIN_PHONES <= len(reading) <= MAX_PHONES]
-        for reading in fitting:
-            phones += bytes(reading)
-            key_lens.append(len(reading))
+        known = [key for key in (_encoded(reading, ids) for reading in readings) if key is not None]
+        fitting = [key for key in known if MIN_PHONES <= len(key) <= MAX_PHONES]
+        for key in fitting:
+            phones += key
+            key_lens.append(len(key))
         counts.append(len(fitting))
         length = f"has fewer than {MIN_PHONES} or more than {MAX_PHONES} phones"
         reasons.append("" if fitting else length if known else "cannot be pronounced")
     return np.frombuffer(bytes(phones), np.uint8), np.array(key_lens, np.int64), np.array(counts, np.int64), reasons
+
+
+def _encoded(reading: Phones, ids: dict[str, int]) -> bytes | None:
+    """The ids of a reading; None when the inventory lacks one of its phones."""
+    try:
+        return bytes(map(ids.__getitem__, reading))
+    except KeyError:
+        return None
 
 
 def _name_of(line: str, columns: Sequence[str], inventory: PhonemeInventory) -> Name:
