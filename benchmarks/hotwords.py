@@ -183,7 +183,7 @@ class Bench:
     def changes(self, index: HotwordIndex) -> dict[str, list[np.ndarray]]:
         """Thread CPU time until names that were never seen are found, with 9,000 added ones already there; and until they are gone.
 
-        Names with digits apart: the grammar that reads numbers takes most of a millisecond for each.
+        Names with digits apart, and other ones for each size: the grammar that reads numbers takes most of a millisecond the first time.
         """
         texts = [
             f"{a}{b}{c}{d}"
@@ -196,7 +196,7 @@ class Bench:
         index.add(texts[:100])  # dictionaries are loaded
         index.add([f"{text}楼{end}" for text in texts[:4500] for end in "甲乙"])
         for number in range(self.args.rounds):
-            for kind, end in (("", "楼"), (" with digits", f"{number}号")):
+            for kind, end in (("", "楼"), (" with digits", f"{index.state.base.num_names + number}号")):
                 new = [text + end for text in texts[-1000:]]
                 for way, change in ((f"add 1000{kind}", index.add), (f"remove 1000{kind}", index.remove)):
                     started_s = time.thread_time()
