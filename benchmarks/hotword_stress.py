@@ -217,8 +217,9 @@ def main() -> None:
     size = f"{args.names.name}, {args.test} {args.silent}"
     publish(args, __doc__.split("\n")[0], size, [shown(row) for row in rows])
     if pairs:
-        told = [{**{key: row[key] for key in ("names", "search", "set")}, **pair} for row in rows for pair in row.get("pairs", [])]
-        publish(args, "names that sound alike: how often each is written, and as the other", size, told)
+        ends = [row for row in rows if row["names"] in (rows[0]["names"], rows[-1]["names"]) and row["search"] != "exact"]
+        told = [{**{key: row[key] for key in ("names", "search", "set")}, **pair} for row in ends for pair in row.get("pairs", [])]
+        publish(args, "names that sound alike, with the fewest and the most names: how often each is written, and as the other", size, told)
 
 
 if __name__ == "__main__":
