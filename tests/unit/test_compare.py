@@ -102,7 +102,7 @@ def test_streams_whose_texts_change_have_a_table_of_their_own(compare, tmp_path)
     folder = write_scores(tmp_path / "base" / "12_score", ["ctc_streaming"], **waits, flicker=12.34, second_pass_change=4.56)
     printed = compare(folder)
     assert table.STREAMS in printed
-    row = "ctc_streaming  test                812 / 1388               41 / 88           30 / 52 / 72       12.3                    4.6"
+    row = "ctc_streaming  test                 812 / 1388                 41 / 88          30 / 52 / 72       12.3                    4.6"
     assert [line for line in printed.splitlines() if line.startswith("ctc_streaming  test")] == [row]
     assert "| ctc_streaming | test | 812 / 1388 | 41 / 88 | 30 / 52 / 72 | 12.3 | 4.6 |" in compare(folder, "--markdown")
     assert table.STREAMS not in compare(write_scores(tmp_path / "plain" / "12_score"))

@@ -130,12 +130,12 @@ def test_processes_change_nothing_but_the_times(decode, trained, units, tmp_path
     assert len(products[0]["hyps.jsonl"]) == 4
 
 
-def test_streams_of_the_speech_llm(decode, aligned, units, tmp_path, monkeypatch):
+def test_streams_of_the_speech_llm(decode, talkative, units, tmp_path, monkeypatch):
     texts = []
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
         out = tmp_path / str(num_threads)
-        assert decode(*options_for(aligned, units, out), "--configs", "offline streaming", "--hotwords", "北京") == (0, [])
+        assert decode(*options_for(talkative, units, out), "--configs", "offline streaming", "--hotwords", "北京") == (0, [])
         hyps = {row["id"]: row for row in read_jsonl(out / "streaming" / "test" / "hyps.jsonl")}
         events = read_jsonl(out / "streaming" / "test" / "events.jsonl")
         for name, hyp in hyps.items():
@@ -145,7 +145,7 @@ def test_streams_of_the_speech_llm(decode, aligned, units, tmp_path, monkeypatch
             assert own[-1]["t_audio_s"] == pytest.approx(hyp["audio_s"], abs=1e-3)
             assert own[-1]["t_wall_s"] > hyp["audio_s"]
         texts.append([hyp["text"] for hyp in hyps.values()])
-    assert len(texts[0]) == 4
+    assert len(set(texts[0])) == 4
     assert texts[0] == texts[1]
     run_program(monkeypatch, "12_score", "--decode", out, "--out", tmp_path / "score")
     records = {row["config"]: row for row in read_jsonl(tmp_path / "score" / "records.jsonl")}

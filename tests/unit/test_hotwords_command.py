@@ -296,12 +296,12 @@ def test_decoding_looks_hints_up_and_says_which(command, aligned, units, tmp_pat
     assert "rebuilding" in decode.log
 
 
-def test_streams_look_hints_up_chunk_by_chunk(command, aligned, units, tmp_path, monkeypatch):
+def test_streams_look_hints_up_chunk_by_chunk(command, talkative, units, tmp_path, monkeypatch):
     names = tmp_path / "names.txt"
     names.write_text("你好\n北京\n上海\n", encoding="utf-8")
     assert command("10_hotwords")("--list", names, "--units", units, "--out", tmp_path / "index", "--jobs", 1) == (0, [])
     decode = command("11_decode")
-    options = ["--model", aligned, "--units", units, "--test", "test", "--device", "cpu", "--out", tmp_path / "out"]
+    options = ["--model", talkative, "--units", units, "--test", "test", "--device", "cpu", "--out", tmp_path / "out"]
     # What the untrained head would have to hear: every chunk is 北京.
     heard = torch.full((8, len(INVENTORY)), -20.0)
     heard[torch.arange(8), torch.tensor([0, *said("北京"), 0, 0, 0])] = 0.0

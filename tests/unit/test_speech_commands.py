@@ -44,30 +44,30 @@ def recordings(tmp_path):
     return tmp_path / "a.wav", tmp_path / "b.flac"
 
 
-def test_transcribe_prints_what_the_library_gives(nim4, aligned, recordings):
-    model, _ = load_speech_llm(aligned, torch.device("cpu"))
+def test_transcribe_prints_what_the_library_gives(nim4, talkative, recordings):
+    model, _ = load_speech_llm(talkative, torch.device("cpu"))
     texts = [transcripts(model, [read_recording(path)], hints=[["北京"]])[0] for path in recordings]
-    code, lines, errors = nim4("transcribe", "--model", aligned, *recordings, "--hotwords", "北京", "--device", "cpu")
+    code, lines, errors = nim4("transcribe", "--model", talkative, *recordings, "--hotwords", "北京", "--device", "cpu")
     assert (code, errors) == (0, [])
     rows = [json.loads(line) for line in lines]
     assert [row["text"] for row in rows] == texts
     assert [(row["file"], row["audio_s"], row["hints"]) for row in rows] == [(str(recordings[0]), 1.5, ["北京"]), (str(recordings[1]), 1.0, ["北京"])]
-    code, lines, _ = nim4("transcribe", "--model", aligned, recordings[0], "--format", "txt", "--hotwords", "北京", "--device", "cpu")
+    code, lines, _ = nim4("transcribe", "--model", talkative, recordings[0], "--format", "txt", "--hotwords", "北京", "--device", "cpu")
     assert (code, "\n".join(lines)) == (0, texts[0])
 
 
-def test_stream_prints_partials_and_the_final_text(nim4, aligned, recordings):
-    model, _ = load_speech_llm(aligned, torch.device("cpu"))
+def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
+    model, _ = load_speech_llm(talkative, torch.device("cpu"))
     session = Recogniser(model).session()
     session.append(read_recording(recordings[0]))
     final = session.finalize()
-    code, lines, errors = nim4("stream", "--model", aligned, "--wav", recordings[0], "--device", "cpu")
+    code, lines, errors = nim4("stream", "--model", talkative, "--wav", recordings[0], "--device", "cpu")
     assert (code, errors) == (0, [])
     assert "\n".join(lines).endswith(f"1.50\tfinal\t{final.text}")
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
 
 
-def test_a_terminal_shows_what_can_still_change_dim(nim4, aligned, recordings, monkeypatch, capsys):
+def test_a_terminal_shows_what_can_still_change_dim(nim4, talkative, recordings, monkeypatch, capsys):
     from nim4.decode.streaming import Counts, Hypothesis
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
@@ -77,10 +77,10 @@ def test_a_terminal_shows_what_can_still_change_dim(nim4, aligned, recordings, m
     assert capsys.readouterr().out == "\r\x1b[K开\x1b[2m天窗\x1b[0m\r\x1b[K打开天窗\n\r\x1b[K\x1b[2mab\x1b[0m"
 
 
-def test_real_time_takes_the_time_it_was_spoken_in(nim4, aligned, recordings, monkeypatch):
+def test_real_time_takes_the_time_it_was_spoken_in(nim4, talkative, recordings, monkeypatch):
     slept = []
     monkeypatch.setattr(nim4_main.time, "sleep", slept.append)
-    assert nim4("stream", "--model", aligned, "--wav", recordings[0], "--realtime", "--device", "cpu")[0] == 0
+    assert nim4("stream", "--model", talkative, "--wav", recordings[0], "--realtime", "--device", "cpu")[0] == 0
     assert len(slept) == 3
     assert 0.5 < slept[0] < 0.7
 
@@ -93,32 +93,32 @@ def bad_files(folder):
     return [folder / name for name in ("text.wav", "empty.wav", "nothing.wav", "nan.wav", "none.wav")]
 
 
-def test_files_that_cannot_be_read_are_told_one_line_each(nim4, aligned, recordings, tmp_path):
+def test_files_that_cannot_be_read_are_told_one_line_each(nim4, talkative, recordings, tmp_path):
     bad = bad_files(tmp_path)
-    code, lines, errors = nim4("transcribe", "--model", aligned, *bad, recordings[0], "--device", "cpu")
+    code, lines, errors = nim4("transcribe", "--model", talkative, *bad, recordings[0], "--device", "cpu")
     assert (code, len(lines), len(errors)) == (2, 1, len(bad))
     for path, error in zip(bad, errors, strict=True):
         assert f"{path}: expected an audio file that can be read, found " in error
         assert ". Fix: correct the path" in error
-        code, lines, own = nim4("stream", "--model", aligned, "--wav", path, "--device", "cpu")
+        code, lines, own = nim4("stream", "--model", talkative, "--wav", path, "--device", "cpu")
         assert (code, lines, len(own)) == (2, [], 1)
 
 
-def test_a_recording_that_is_too_long_is_told(nim4, aligned, tmp_path):
+def test_a_recording_that_is_too_long_is_told(nim4, talkative, tmp_path):
     soundfile.write(tmp_path / "long.wav", np.zeros(61 * 8000), 8000)
-    code, lines, errors = nim4("transcribe", "--model", aligned, tmp_path / "long.wav", "--device", "cpu")
+    code, lines, errors = nim4("transcribe", "--model", talkative, tmp_path / "long.wav", "--device", "cpu")
     assert (code, lines) == (2, [])
     assert "long.wav: expected at most 60 s, found 61.0 s. Fix: cut it at a pause" in errors[0]
 
 
 @pytest.mark.parametrize("name", ["transcribe", "stream"])
-def test_mistakes(nim4, aligned, trained, recordings, tmp_path, name):
+def test_mistakes(nim4, talkative, trained, recordings, tmp_path, name):
     what = [recordings[0]] if name == "transcribe" else ["--wav", recordings[0]]
     for options, message in (
         (["--model", tmp_path / "none"], "none: expected a model folder, found no such folder"),
         (["--model", trained], "expected a model folder of stage 4 or later, found no llm/ in it"),
-        (["--model", aligned, "--hotword-index", tmp_path], "expected"),
-        (["--model", aligned, "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
+        (["--model", talkative, "--hotword-index", tmp_path], "expected"),
+        (["--model", talkative, "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
     ):
         code, lines, errors = nim4(name, *what, *options)
         assert (code, lines, len(errors)) == (2, [], 1)

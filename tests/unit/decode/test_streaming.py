@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_llm, tiny_speech_llm, tiny_tokenizer
+from tiny import make_talkative, tiny_llm, tiny_speech_llm, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from nim4.corpus.feats import Fbank
@@ -26,7 +26,7 @@ MINI = AutoTokenizer.from_pretrained(ROOT / "egs" / "mini" / "llm")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny_speech_llm(tiny_llm(tmp_path_factory.mktemp("llm"), tie_word_embeddings=False))
+    return make_talkative(tiny_speech_llm(tiny_llm(tmp_path_factory.mktemp("llm"), tie_word_embeddings=False)))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_the_final_text_is_plain_greedy_decoding_however_samples_come(model, con
     samples, recogniser = noise(num_samples), Recogniser(model, context)
     expected = plain(model, samples, context=context)
     assert expected
+    assert num_samples < 30_000 or expected != plain(model, samples[::-1].copy(), context=context)
     rng = np.random.default_rng(1)
     splits = {
         "at once": [samples],
@@ -119,8 +120,8 @@ def test_every_speech_token_is_read_once(model, recogniser):
     session = recogniser.session()
     _, final = stream(session, spoken(samples, session))
     handle.remove()
-    distances = torch.cdist(speech, torch.cat(rows))
-    assert ((distances < 1e-3).sum(1) == 1).all()
+    distances = torch.cdist(speech, torch.cat(rows), compute_mode="donot_use_mm_for_euclid_dist")
+    assert ((distances < 1e-2).sum(1) == 1).all()
     assert final.counts.speech_tokens == len(speech) == 25
     assert final.counts.read_tokens == sum(map(len, rows))
     assert final.counts.passes == len(rows)
