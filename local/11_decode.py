@@ -182,7 +182,7 @@ def write_set(
         facts = {"audio_s": round(row.cut.duration, 3), "wall_s": round(row.wall_s, 5), "error": row.error}
         hyps.append({"id": row.cut.id, "phones": phones, "text": row.text, **facts} | ({} if row.hints is None else {"hints": row.hints}))
         for number, (audio_s, clock_s, text, settled) in enumerate(row.shown, 1):
-            times = {"t_audio_s": round(audio_s, 3), "t_wall_s": round(clock_s, 4)}
+            times = {"t_audio_s": round(audio_s, 4), "t_wall_s": round(clock_s, 4)}
             stays = {} if settled is None else {"settled_chars": settled}
             events.append({"id": row.cut.id, **times, "text": text, **stays, "is_final": number == len(row.shown)})
         progress.add()

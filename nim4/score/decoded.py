@@ -137,7 +137,7 @@ def _read_hypotheses(path: Path) -> list[Hypothesis]:
 def _read_events(path: Path) -> tuple[Event, ...]:
     kinds = {"id": str, "t_audio_s": float, "t_wall_s": float, "text": str, "is_final": bool}
     rows = checked_rows(path, kinds)
-    if "settled_chars" in rows[0]:
+    if any("settled_chars" in row for row in rows):
         rows = checked_rows(path, kinds | {"settled_chars": int})
     return tuple(Event(*(row[key] for key in kinds), row.get("settled_chars")) for row in rows)
 
