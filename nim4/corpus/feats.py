@@ -83,7 +83,8 @@ def read_recording(path: Path) -> np.ndarray:
             raise ValueError("it holds no samples")
         return checked_samples(samples, SAMPLING_RATE_HZ).numpy()
     except UNREADABLE as error:
-        found = str(error).partition("\n")[0][:200] or type(error).__name__
+        unknown = isinstance(error, AudioLoadingError)  # whose message lists the attempts of every reader
+        found = "none that an installed reader knows" if unknown else str(error).partition("\n")[0][:200] or type(error).__name__
         raise RecipeError(path, expected=expected, found=found, fix=fix) from error
 
 
