@@ -2,8 +2,8 @@
 
 Every config is a file in local/conf/decode/; the model folder brings everything else. Product, per config and test set:
 refs.jsonl (every utterance of the set), hyps.jsonl (seconds, errors, and phonemes and on closed-vocabulary sets words from CTC, or
-text from the speech LLM) and for streaming configs events.jsonl (what was shown when). Audio that cannot be read is a hypothesis
-with an error, and is scored as one.
+text from the speech LLM) and for streaming configs events.jsonl (what was shown when). Streams are simulated in real time: a chunk can be
+decoded when it has been spoken, and compute is waited for. Audio that cannot be read is a hypothesis with an error, and is scored as one.
 """
 
 import argparse
@@ -25,14 +25,15 @@ from nim4.corpus.batch import phones_of
 from nim4.corpus.manifest import MonoCut, check_splits, load_cuts, utterances
 from nim4.corpus.progress import Progress
 from nim4.corpus.units import PhonemeInventory
-from nim4.decode.ctc import ENCODER_FRAME_MS, offline_log_probs, stream_cuts
+from nim4.decode.ctc import offline_log_probs, stream_cuts
+from nim4.decode.encoder import context_of
 from nim4.decode.hotword import HotwordIndex, index_files
 from nim4.decode.lexicon import LexiconSearch, join_words
 from nim4.decode.offline import decode_cuts, llm_cuts
 from nim4.decode.processes import processes_of_one_thread
+from nim4.decode.streaming import stream_llm_cuts
 from nim4.model.asr import SpeechLlm, load_speech_llm, model_files
 from nim4.model.checkpoint import load_model, read_model_config
-from nim4.model.conformer import Context
 from nim4.model.ctc import PhonemeModel, collapse
 from nim4.score.record import hardware
 from nim4.train.distributed import pick_device
@@ -106,7 +107,7 @@ class Outcome:
     phones: list[str] | None  # None = this decoder gives none
     text: str | None
     wall_s: float
-    shown: Sequence[tuple[float, float, str]]  # streaming: (audio heard in s, clock in s, what was shown)
+    shown: Sequence[tuple[float, float, str, int | None]]  # streaming: audio heard in s, clock in s, what was shown, characters that stay
     error: str | None
     hints: list[str] | None = None  # that were found for it; None = nothing was looked up
 
@@ -147,21 +148,21 @@ class Decoders:
             return [read_out(log_probs) for log_probs in offline_log_probs(model, recordings)]
 
         if config.streaming:
-            context = Context(config.chunk_ms // ENCODER_FRAME_MS, config.left_context_chunks)
-            rows = stream_cuts(cuts, model, context, read_out, self._num_processes)
+            rows = stream_cuts(cuts, model, context_of(config), read_out, self._num_processes)
         else:
             rows = decode_cuts(cuts, config.batch_s, decode, self._num_processes)
         for row in rows:
             phones, text = row.result or ([], "" if words else None)
-            shown = [(heard_s, clock_s, " ".join(inventory.decode(labels))) for heard_s, clock_s, labels in row.shown]
+            shown = [(heard_s, clock_s, " ".join(inventory.decode(labels)), None) for heard_s, clock_s, labels in row.shown]
             yield Outcome(row.cut, phones, text, row.wall_s, shown, row.error)
 
     def llm(self, cuts: list[MonoCut], config: DecodeConfig) -> Iterator[Outcome]:
-        """Text of the speech LLM from whole recordings."""
+        """Text of the speech LLM, from whole recordings or streams."""
         index = self._index if config.hotwords != "none" else None
-        for row in llm_cuts(self._speech_llm, cuts, config, self._hotwords, index, self._num_processes):
+        decode = stream_llm_cuts if config.streaming else llm_cuts
+        for row in decode(self._speech_llm, cuts, config, self._hotwords, index, self._num_processes):
             text, hints = row.result or (None, None)
-            yield Outcome(row.cut, None, text, row.wall_s, [], row.error, hints)
+            yield Outcome(row.cut, None, text, row.wall_s, row.shown, row.error, hints)
 
 
 def write_set(
@@ -180,9 +181,10 @@ def write_set(
         phones = None if row.phones is None else " ".join(row.phones)
         facts = {"audio_s": round(row.cut.duration, 3), "wall_s": round(row.wall_s, 5), "error": row.error}
         hyps.append({"id": row.cut.id, "phones": phones, "text": row.text, **facts} | ({} if row.hints is None else {"hints": row.hints}))
-        for number, (audio_s, clock_s, text) in enumerate(row.shown, 1):
-            times = {"t_audio_s": round(audio_s, 3), "t_wall_s": round(clock_s, 4)}
-            events.append({"id": row.cut.id, **times, "text": text, "is_final": number == len(row.shown)})
+        for number, (audio_s, clock_s, text, settled) in enumerate(row.shown, 1):
+            times = {"t_audio_s": round(audio_s, 4), "t_wall_s": round(clock_s, 4)}
+            stays = {} if settled is None else {"settled_chars": settled}
+            events.append({"id": row.cut.id, **times, "text": text, **stays, "is_final": number == len(row.shown)})
         progress.add()
     stage.write_jsonl(work / "hyps.jsonl", sorted(hyps, key=lambda row: row["id"]))
     if config.streaming:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nim4.config import DecodeConfig, RecipeError, build, nearest, read_yaml
-from nim4.decode.ctc import ENCODER_FRAME_MS
+from nim4.decode.encoder import ENCODER_FRAME_MS
 
 CONFIGS = Path(__file__).resolve().parent / "conf" / "decode"
 
@@ -17,10 +17,9 @@ def read_decode_config(name: str) -> DecodeConfig:
     config = build(DecodeConfig, read_yaml(path), str(path))
     if config.method not in ("ctc_greedy", "llm"):
         raise RecipeError(f"{path}: method", expected="ctc_greedy or llm", found=config.method, fix="correct the file")
-    if config.method == "llm" and config.streaming:
-        raise RecipeError(f"{path}: streaming", expected="false with method llm", found="true", fix="use method ctc_greedy for streams")
-    if config.num_beams < 1 or (config.num_beams > 1 and config.method != "llm"):
-        raise RecipeError(f"{path}: num_beams", expected="1, or more with method llm", found=config.num_beams, fix="correct the file")
+    if config.num_beams < 1 or (config.num_beams > 1 and (config.method != "llm" or config.streaming)):
+        expected = "1, or more with method llm and whole utterances"
+        raise RecipeError(f"{path}: num_beams", expected=expected, found=config.num_beams, fix="correct the file")
     if config.hotwords not in ("none", "exact", "lattice") or (config.hotwords != "none" and (config.method != "llm" or config.max_hints < 1)):
         expected = "none, or exact or lattice with method llm and max_hints of at least 1"
         raise RecipeError(f"{path}: hotwords", expected=expected, found=f"{config.hotwords}, {config.max_hints}", fix="correct the file")

@@ -1,7 +1,11 @@
-"""What belongs to no stage: `python -m nim4 entropy --help`, `python -m nim4 hotwords --help`."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, hotwords and entropy."""
 
 import argparse
+import json
 import re
+import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,123 @@ from nim4.config import EntropyConfig, RecipeError, load
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nim4", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_entropy(commands)
+    add_transcribe(commands)
+    add_stream(commands)
     add_hotwords(commands)
+    add_entropy(commands)
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
     args.run(args)
+
+
+def add_transcribe(commands: Any) -> None:
+    parser = speech_parser(commands, "transcribe", "The text of recordings, each as a whole.", transcribe)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files of up to 60 s")
+    parser.add_argument("--format", choices=("jsonl", "txt"), default="jsonl", help="a JSON object per file, or its text alone")
+
+
+def add_stream(commands: Any) -> None:
+    about = """The text of a recording while it is heard, a partial text every 640 ms, and the final one. On a terminal what can still change is dim;
+    elsewhere each partial is a line of seconds heard, `partial`, and the text with | before what can still change."""
+    parser = speech_parser(commands, "stream", about, stream)
+    parser.add_argument("--wav", type=Path, required=True, help="audio file")
+    parser.add_argument("--realtime", action="store_true", help="no faster than it was spoken")
+
+
+def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser:
+    """A command with the options of everything that writes text."""
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = commands.add_parser(name, description=about, help=about.partition(",")[0].lower(), formatter_class=defaults)
+    parser.add_argument("--model", type=Path, required=True, help="model folder of stages 4 to 9")
+    parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM")
+    parser.add_argument("--hotword-index", type=Path, help="folder of an index in which hints are looked up by sound")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def load_speech(args: argparse.Namespace) -> tuple[Any, Any, list[str]]:
+    """The model of --model, the index of --hotword-index or None, and the hints of --hotwords."""
+    from nim4.decode.hotword import HotwordIndex
+    from nim4.model.asr import load_speech_llm
+    from nim4.train.distributed import pick_device
+
+    model, inventory = load_speech_llm(args.model, pick_device(args.device))
+    index = HotwordIndex.load(args.hotword_index, inventory) if args.hotword_index else None
+    return model, index, [word.strip() for word in args.hotwords.split(",") if word.strip()]
+
+
+def transcribe(args: argparse.Namespace) -> None:
+    """Prints the text of each file; files that cannot be read are told at the end."""
+    from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
+    from nim4.corpus.manifest import MAX_DURATION_S
+    from nim4.decode.offline import transcripts, transcripts_with_hotwords
+
+    model, index, given = load_speech(args)
+    errors = []
+    for path in args.files:
+        try:
+            samples = read_recording(path)
+            seconds = len(samples) / SAMPLING_RATE_HZ
+            if seconds > MAX_DURATION_S:
+                raise RecipeError(path, expected=f"at most {MAX_DURATION_S:.0f} s", found=f"{seconds:.1f} s", fix="cut it at a pause")
+        except RecipeError as error:
+            errors.append(error)
+            continue
+        if index is None:
+            text, hints = transcripts(model, [samples], hints=[given])[0], given
+        else:
+            text, hints = transcripts_with_hotwords(model, [samples], index, given=given)[0]
+        row = {"file": str(path), "audio_s": round(seconds, 3), "text": text, "hints": hints}
+        print(json.dumps(row, ensure_ascii=False) if args.format == "jsonl" else text, flush=True)
+    if errors:
+        stage.log.info("%d of %d files could not be transcribed", len(errors), len(args.files))
+        for error in errors[:-1]:
+            stage.log.error("%s", " ".join(str(error).split()))
+        raise errors[-1]
+
+
+def stream(args: argparse.Namespace) -> None:
+    """Prints what a listener would see."""
+    from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
+    from nim4.decode.encoder import spoken
+    from nim4.decode.streaming import Recogniser
+
+    samples = read_recording(args.wav)
+    model, index, given = load_speech(args)
+    session = Recogniser(model, hotwords=index).session(given)
+    started_s, num_heard, revision = time.monotonic(), 0, 0
+    for piece in spoken(samples, session):
+        num_heard += len(piece)
+        if args.realtime:
+            time.sleep(max(num_heard / SAMPLING_RATE_HZ - (time.monotonic() - started_s), 0.0))
+        session.append(piece)
+        hypothesis = session.partial()
+        if hypothesis.revision > revision:
+            show(hypothesis)
+        revision = hypothesis.revision
+    show(session.finalize())
+
+
+def show(hypothesis: Any) -> None:
+    """One partial or final text: on a terminal in the place of the one before, elsewhere as a line."""
+    from nim4.score.table import display_width
+
+    text, num_settled = hypothesis.text, hypothesis.settled_chars
+    if not sys.stdout.isatty():
+        kind, text = ("final", text) if hypothesis.is_final else ("partial", f"{text[:num_settled]}|{text[num_settled:]}")
+        print(f"{hypothesis.audio_s:.2f}", kind, text, sep="\t", flush=True)
+        return
+    if hypothesis.is_final:
+        print(f"\r\x1b[K{text}", flush=True)
+        return
+    start = 0  # the end of a text that is too long for a line
+    while display_width(text[start:]) >= shutil.get_terminal_size().columns:
+        start += 1
+    print(f"\r\x1b[K{text[start : max(num_settled, start)]}\x1b[2m{text[max(num_settled, start) :]}\x1b[0m", end="", flush=True)
 
 
 def add_entropy(commands: Any) -> None:

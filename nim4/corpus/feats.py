@@ -72,6 +72,22 @@ def read_samples(cut: MonoCut) -> np.ndarray:
     return checked_samples(cut.load_audio()[0], cut.sampling_rate).numpy()
 
 
+def read_recording(path: Path) -> np.ndarray:
+    """A whole audio file: (N,) float32 in [-1, 1] at 16 kHz, N at least 1, its channels averaged. Raises RecipeError when it cannot be read."""
+    expected, fix = "an audio file that can be read", "correct the path, or convert the file to WAV"
+    if not path.is_file():
+        raise RecipeError(path, expected=expected, found="no such file", fix=fix)
+    try:
+        samples = lhotse.Recording.from_file(path).resample(SAMPLING_RATE_HZ).load_audio().mean(0)
+        if not len(samples):
+            raise ValueError("it holds no samples")
+        return checked_samples(samples, SAMPLING_RATE_HZ).numpy()
+    except UNREADABLE as error:
+        unknown = isinstance(error, AudioLoadingError)  # whose message lists the attempts of every reader
+        found = "none that an installed reader knows" if unknown else str(error).partition("\n")[0][:200] or type(error).__name__
+        raise RecipeError(path, expected=expected, found=found, fix=fix) from error
+
+
 def load_features(cut: MonoCut) -> Tensor:
     """The stored features of a cut: (T, 80) float32. Raises RecipeError, with the id, when they cannot be read."""
     try:

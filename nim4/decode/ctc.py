@@ -3,6 +3,7 @@
 A stream goes through the same code as a microphone would: samples, streaming features, cached encoder, greedy collapse.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, StreamingFbank, read_samples
+from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_samples
 from nim4.corpus.manifest import MonoCut
+from nim4.decode.encoder import Chunk, StreamingEncoder, spoken
 from nim4.decode.offline import Decoded, Result, features_of
 from nim4.decode.processes import in_processes
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
-from nim4.model.ctc import BLANK, PhonemeModel, collapse
-
-ENCODER_FRAME_MS = 40
+from nim4.model.conformer import Context
+from nim4.model.ctc import PhonemeModel
 
 
 @torch.inference_mode()
@@ -39,52 +39,37 @@ def offline_log_probs(model: PhonemeModel, recordings: Sequence[np.ndarray]) -> 
 
 
 class StreamingCtc:
-    """Phonemes of one stream, as its samples come.
+    """Phoneme log-probabilities of one stream, as its samples come; see StreamingEncoder for what waits for what.
 
     Args:
         model: in evaluation mode.
         context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
-
-    An encoder chunk of C frames needs 4 C + 3 feature frames, so its phonemes come 30 ms of audio (and half a window) after its
-    end; `finish` pads what is left. Features are kept only until their chunk is encoded.
     """
 
     def __init__(self, model: PhonemeModel, context: Context):
-        self._model = model
-        self._chunk_frames = context.chunk_frames
-        self._fbank = StreamingFbank()
-        self._features = torch.zeros(0, model.config.encoder.num_mel_bins)
-        self._state = model.encoder.initial_state(1, context)
-        self._last = BLANK
-        self.phones: list[int] = []
+        self._encoder = StreamingEncoder(model, context)
+        self._vocab_size = model.config.vocab_size
+
+    @property
+    def phones(self) -> list[int]:
+        """Ids, so far."""
+        return self._encoder.phones
+
+    @property
+    def missing_samples(self) -> int:
+        """How many more samples complete the next chunk."""
+        return self._encoder.missing_samples
 
     def accept(self, samples: np.ndarray) -> Tensor:
         """(N,) float32 samples -> (S, V) log-probabilities of the chunks they complete; `phones` grows."""
-        self._features = torch.cat([self._features, self._fbank.accept(torch.from_numpy(samples))])
-        return self._encode(final=False)
+        return self._joined(self._encoder.accept(samples))
 
     def finish(self) -> Tensor:
         """The log-probabilities of what is left at the end of the stream."""
-        self._features = torch.cat([self._features, self._fbank.finish()])
-        return self._encode(final=True)
+        return self._joined(self._encoder.finish())
 
-    @torch.inference_mode()
-    def _encode(self, final: bool) -> Tensor:
-        outputs = [torch.zeros(0, self._model.config.vocab_size)]
-        needed = SUBSAMPLING * self._chunk_frames + LOOKAHEAD_FRAMES
-        while len(self._features) >= needed or (final and len(self._features) > 0):
-            num_frames = min(self._chunk_frames, -(-len(self._features) // SUBSAMPLING))
-            wanted = SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES
-            x = self._model.normalise(self._features[:wanted].to(self._model.mean.device))
-            x = torch.nn.functional.pad(x, (0, 0, 0, wanted - len(x)))  # zeros stand for the mean, as behind a whole utterance
-            encoded, self._state = self._model.encoder.forward_chunk(x[None], self._state)
-            outputs.append(self._model.head(encoded)[0].cpu())
-            self._features = self._features[SUBSAMPLING * num_frames :]
-        log_probs = torch.cat(outputs)
-        labels = log_probs.argmax(-1).tolist()
-        self.phones += collapse(labels, self._last)
-        self._last = labels[-1] if labels else self._last
-        return log_probs
+    def _joined(self, chunks: Sequence[Chunk]) -> Tensor:
+        return torch.cat([torch.zeros(0, self._vocab_size), *(chunk.log_probs for chunk in chunks)])
 
 
 def stream_cuts(
@@ -103,12 +88,11 @@ def _stream(cut: MonoCut, model: PhonemeModel, context: Context, read_out: Calla
         samples = read_samples(cut)
     except UNREADABLE as error:
         return Decoded(cut, None, 0.0, repr(error))
-    piece = context.chunk_frames * ENCODER_FRAME_MS * SAMPLING_RATE_HZ // 1000
-    session, outputs, shown, clock_s, wall_s = StreamingCtc(model, context), [], [], 0.0, 0.0
-    for start in [*range(0, len(samples), piece), None]:
-        heard_s = (len(samples) if start is None else min(start + piece, len(samples))) / SAMPLING_RATE_HZ
+    session, outputs, shown, heard_s, clock_s, wall_s = StreamingCtc(model, context), [], [], 0.0, 0.0, 0.0
+    for piece in itertools.chain(spoken(samples, session), [None]):
+        heard_s += 0.0 if piece is None else len(piece) / SAMPLING_RATE_HZ
         started_s = time.perf_counter()
-        outputs.append(session.finish() if start is None else session.accept(samples[start : start + piece]))
+        outputs.append(session.finish() if piece is None else session.accept(piece))
         took_s = time.perf_counter() - started_s
         wall_s, clock_s = wall_s + took_s, max(clock_s, heard_s) + took_s
         shown.append((heard_s, clock_s, list(session.phones)))

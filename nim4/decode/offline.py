@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,14 +31,15 @@ class Decoded(Generic[Result]):
 
     Attributes:
         wall_s: seconds of compute; in a batch its share of them.
-        shown: of a stream, after each chunk: (seconds of audio heard, seconds on the listener's clock, phoneme ids so far).
+        shown: of a stream, after each chunk: (seconds of audio heard, seconds on the speaker's clock, what was seen: phoneme ids
+            so far, or of the speech LLM text and how many characters of it stay).
     """
 
     cut: MonoCut
     result: Result | None
     wall_s: float
     error: str | None
-    shown: Sequence[tuple[float, float, list[int]]] = ()
+    shown: Sequence[tuple[Any, ...]] = ()
 
 
 def decode_cuts(cuts: Sequence[MonoCut], batch_s: float, decode: DecodeBatch[Result], num_processes: int = 1) -> Iterator[Decoded[Result]]:

@@ -8,7 +8,6 @@ Prompts are padded on the right and answers follow the padding, which a mask hid
 padded can reach an answer, and no row attends to nothing. Letters: B utterances, G answers of each, R = B G rows, L, N tokens.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nim4.model.llm import fork
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ class Prefill:
 
     def fork(self, times: int) -> "Prefill":
         """Each prompt `times` times in a row; what is appended to a fork changes nothing here."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # a layer grows by concatenation, never in place
+        cache = fork(self.cache)
         cache.batch_repeat_interleave(times)
         return Prefill(cache, self.lens.repeat_interleave(times), self.width, self.logits.repeat_interleave(times, 0))
 

@@ -51,6 +51,7 @@ class Event:
     t_wall_s: float  # the same moment plus the compute time waited for so far: the clock of a user who speaks in real time
     text: str
     is_final: bool
+    settled_chars: int | None = None  # of the text stay in all later partials; None = what this decoder shows never changes
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,11 @@ def _read_hypotheses(path: Path) -> list[Hypothesis]:
 
 
 def _read_events(path: Path) -> tuple[Event, ...]:
-    rows = checked_rows(path, {"id": str, "t_audio_s": float, "t_wall_s": float, "text": str, "is_final": bool})
-    return tuple(Event(*(row[key] for key in ("id", "t_audio_s", "t_wall_s", "text", "is_final"))) for row in rows)
+    kinds = {"id": str, "t_audio_s": float, "t_wall_s": float, "text": str, "is_final": bool}
+    rows = checked_rows(path, kinds)
+    if any("settled_chars" in row for row in rows):
+        rows = checked_rows(path, kinds | {"settled_chars": int})
+    return tuple(Event(*(row[key] for key in kinds), row.get("settled_chars")) for row in rows)
 
 
 def checked_rows(path: Path, fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ cannot be compared.
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from nim4.stage import atomic_write, read_jsonl
 
 SURE = 0.95  # a gain is set in bold where P reaches this
 RIGHT_ALIGNED = {1, 3, 4, 5, 6}
+STREAMS = "streams of the speech LLM: what is shown, and how much of it changes"
 _TEXT = ("config", "test_set", "metric", "commit", "profile", "profile_hash", "block", "model", "hardware")
 _NUMBERS = ("rate", "ci_low", "ci_high", "errors", "insertions", "deletions", "substitutions", "missing", "num_utts", "num_blocks")
-_OPTIONAL_NUMBERS = ("rtf", "first_text_p50_ms", "first_text_p95_ms")
+_WAITS = {"first text": ("p50", "p95"), "partial lag": ("p50", "p95"), "final": ("p50", "p90", "p99")}  # of the table of streams
+_SHARES = ("flicker", "second_pass_change")
+_OPTIONAL_NUMBERS = ("rtf", *_SHARES)
+_OPTIONAL_NUMBERS += tuple(f"{name.replace(' ', '_')}_{point}_ms" for name, points in _WAITS.items() for point in points)
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,9 @@ def difference(a: Sequence[Utterance], b: Sequence[Utterance], where: str) -> Di
 
 def as_text(blocks: Sequence[Block]) -> str:
     """All blocks as aligned columns, for a terminal."""
-    parts = []
-    for block in blocks:
-        lines = [_header(block), *_cells(block)]
-        widths = [max(display_width(line[column]) for line in lines) for column in range(len(lines[0]))]
-        padded = ["  ".join(pad(cell, widths[column], column in RIGHT_ALIGNED) for column, cell in enumerate(line)).rstrip() for line in lines]
-        parts.append("\n".join([block.title, *padded, _footer(block)]))
+    parts = ["\n".join([block.title, *_aligned([_header(block), *_cells(block)], RIGHT_ALIGNED), _footer(block)]) for block in blocks]
+    if streams := _streams(blocks):
+        parts.append("\n".join([STREAMS, *_aligned(streams, set(range(2, len(streams[0]))))]))
     return "\n\n".join([*parts, "\n".join(_provenance(blocks))])
 
 
@@ -114,15 +115,24 @@ def as_markdown(blocks: Sequence[Block]) -> str:
     """All blocks as GitHub tables; a gain that is sure (P at least 0.95) is in bold."""
     parts = []
     for block in blocks:
-        header = _header(block)
-        rule = ["---:" if column in RIGHT_ALIGNED else "---" for column in range(len(header))]
         cells = _cells(block)
         for line, change in zip(cells, block.differences, strict=True):
             if change is not None and change.p_better >= SURE:
                 line[2] = f"**{line[2]}**"
-        table = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *cells))
-        parts.append(f"**{block.title}**\n\n{table}\n\n{_footer(block)}")
+        parts.append(f"**{block.title}**\n\n{_piped([_header(block), *cells], RIGHT_ALIGNED)}\n\n{_footer(block)}")
+    if streams := _streams(blocks):
+        parts.append(f"**{STREAMS}**\n\n{_piped(streams, set(range(2, len(streams[0]))))}")
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in _provenance(blocks))])
+
+
+def _aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    widths = [max(display_width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(pad(cell, widths[column], column in right) for column, cell in enumerate(line)).rstrip() for line in lines]
+
+
+def _piped(lines: Sequence[Sequence[str]], right: Collection[int]) -> str:
+    rule = ["---:" if column in right else "---" for column in range(len(lines[0]))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def replace_block(path: Path, name: str, text: str) -> None:
@@ -217,6 +227,22 @@ def _cells(block: Block) -> list[list[str]]:
             ]
         )
     return cells
+
+
+def _streams(blocks: Sequence[Block]) -> list[list[str]]:
+    """Header and one line for each config and test set whose texts change while they are shown; empty when there is none."""
+    records = {(row.label, block.test_set): row.record for block in blocks for row in block.rows}
+    records = {name: record for name, record in records.items() if any(record.get(share) is not None for share in _SHARES)}
+    if not records:
+        return []
+    waited = [f"{name} {'/'.join(points)} ms" for name, points in _WAITS.items()]
+    lines = [["decode config", "test set", *waited, "flicker %", "second pass changes %"]]
+    for (label, test_set), record in records.items():
+        waits = [[record.get(f"{name.replace(' ', '_')}_{point}_ms") for point in points] for name, points in _WAITS.items()]
+        shares = [record.get(name) for name in _SHARES]
+        cells = ["-" if None in wait else " / ".join(f"{value:.0f}" for value in wait) for wait in waits]
+        lines.append([label, test_set, *cells, *("-" if share is None else f"{share:.1f}" for share in shares)])
+    return lines
 
 
 def _footer(block: Block) -> str:

@@ -1,5 +1,6 @@
 """What the tests of the model, its training and its decoding share."""
 
+import shutil
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from made_corpora import load_program, run_program
 
 from nim4 import stage
+from nim4.model.asr import load_speech_llm
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,13 @@ def aligned(units, trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         run_program(patch, "04_align", *tiny.align_options(units, folder, trained), "--out", folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def talkative(aligned, tmp_path_factory):
+    """The model folder `aligned` with other weights, which write texts that depend on what is said."""
+    folder = tmp_path_factory.mktemp("talkative")
+    model, inventory = load_speech_llm(aligned, torch.device("cpu"))
+    model.save(folder, tiny.make_talkative(model).state_dict(), inventory)
+    shutil.copy(aligned / "done.json", folder)
+    return folder

@@ -97,6 +97,17 @@ def test_the_table_reads_like_this(compare, tmp_path):
     assert printed == GOLDEN.format(change=shown.ljust(33))
 
 
+def test_streams_whose_texts_change_have_a_table_of_their_own(compare, tmp_path):
+    waits = {"partial_lag_p50_ms": 41.2, "partial_lag_p95_ms": 88.0, "final_p50_ms": 30.4, "final_p90_ms": 52.0, "final_p99_ms": 71.6}
+    folder = write_scores(tmp_path / "base" / "12_score", ["ctc_streaming"], **waits, flicker=12.34, second_pass_change=4.56)
+    printed = compare(folder)
+    assert table.STREAMS in printed
+    row = "ctc_streaming  test                 812 / 1388                 41 / 88          30 / 52 / 72       12.3                    4.6"
+    assert [line for line in printed.splitlines() if line.startswith("ctc_streaming  test")] == [row]
+    assert "| ctc_streaming | test | 812 / 1388 | 41 / 88 | 30 / 52 / 72 | 12.3 | 4.6 |" in compare(folder, "--markdown")
+    assert table.STREAMS not in compare(write_scores(tmp_path / "plain" / "12_score"))
+
+
 def test_a_folder_a_score_folder_and_a_file_are_the_same(compare, tmp_path):
     folder = write_scores(tmp_path / "base" / "12_score")
     assert compare(tmp_path / "base") == compare(folder) == compare(folder / "records.jsonl")

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from made_corpora import write_audio
 
 from nim4 import __main__ as nim4_main
@@ -293,6 +294,25 @@ def test_decoding_looks_hints_up_and_says_which(command, aligned, units, tmp_pat
     nim4("hotwords", "add", tmp_path / "index", "天津")
     assert decode(*options, "--configs", "offline_hotwords", "--hotword-index", tmp_path / "index", "--hotwords", "上海") == (0, [])
     assert "rebuilding" in decode.log
+
+
+def test_streams_look_hints_up_chunk_by_chunk(command, talkative, units, tmp_path, monkeypatch):
+    names = tmp_path / "names.txt"
+    names.write_text("你好\n北京\n上海\n", encoding="utf-8")
+    assert command("10_hotwords")("--list", names, "--units", units, "--out", tmp_path / "index", "--jobs", 1) == (0, [])
+    decode = command("11_decode")
+    options = ["--model", talkative, "--units", units, "--test", "test", "--device", "cpu", "--out", tmp_path / "out"]
+    # What the untrained head would have to hear: every chunk is 北京.
+    heard = torch.full((8, len(INVENTORY)), -20.0)
+    heard[torch.arange(8), torch.tensor([0, *said("北京"), 0, 0, 0])] = 0.0
+    monkeypatch.setattr("nim4.model.ctc.PhonemeHead.forward", lambda head, frames: heard[None])
+    given = ["--hotwords", "上海"]
+    assert decode(*options, "--configs", "streaming_hotwords", "--hotword-index", tmp_path / "index", *given) == (0, [])
+    rows = read_jsonl(tmp_path / "out" / "streaming_hotwords" / "test" / "hyps.jsonl")
+    assert [row["hints"] for row in rows] == [["上海", "北京"]] * 4
+    assert decode(*options, "--configs", "streaming", "--hotwords", "上海,北京") == (0, [])
+    same = {row["id"]: row["text"] for row in read_jsonl(tmp_path / "out" / "streaming" / "test" / "hyps.jsonl")}
+    assert {row["id"]: row["text"] for row in rows} == same, "the prompt is the one with these hints by hand"
 
 
 def test_a_recording_is_searched_and_other_units_are_refused(nim4, trained, names, tmp_path):

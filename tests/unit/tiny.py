@@ -85,6 +85,20 @@ def tiny_speech_llm(llm_folder, seed=0):
     return SpeechLlm(acoustic, load_llm(config.llm), config).eval()
 
 
+def make_talkative(model):
+    """Changes a random speech LLM so that it hears changing phonemes, and its texts depend on all that it reads, not on the last token alone."""
+    x = torch.randn(1, 400, 80, generator=torch.Generator().manual_seed(0)) * 4 - 8
+    with torch.no_grad():
+        for layer in model.llm.model.layers:
+            layer.self_attn.v_proj.weight.mul_(10)
+            layer.self_attn.o_proj.weight.mul_(10)
+            layer.self_attn.q_norm.weight.mul_(3)
+        model.adaptor.down.weight.mul_(10)
+        frames, _ = model.encode(x, torch.tensor([400]))
+        model.acoustic.head.layers[-1].bias.sub_(model.acoustic.head.layers(frames)[0].mean(0))
+    return model
+
+
 def noise_batch(lens, seed=0, phones=((2, 3),)):
     """Features of these lengths, normal, zero beyond; `phones` repeats over the utterances."""
     generator = torch.Generator().manual_seed(seed)

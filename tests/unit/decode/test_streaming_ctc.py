@@ -7,6 +7,7 @@ from tiny import tiny_model
 
 from nim4.corpus.feats import Fbank
 from nim4.decode.ctc import StreamingCtc, offline_log_probs
+from nim4.decode.encoder import spoken
 from nim4.model.conformer import Context
 from nim4.model.ctc import collapse
 
@@ -44,10 +45,13 @@ def test_any_split_gives_the_masked_whole_pass(model, context, num_samples):
         "milliseconds": np.split(samples, range(160, num_samples, 160)),
         "anywhere": np.split(samples, np.sort(rng.integers(0, num_samples + 1, 9))),
     }
+    outputs = []
     for pieces in splits.values():
         log_probs, phones, _ = decode(model, pieces, context)
         torch.testing.assert_close(log_probs, whole[0], atol=1e-4, rtol=0)
         assert phones == collapse(whole[0].argmax(-1).tolist())
+        outputs.append(log_probs)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
 def test_phonemes_come_chunk_by_chunk(model):
@@ -57,13 +61,28 @@ def test_phonemes_come_chunk_by_chunk(model):
     assert counts == [0, 16, 16, 16, 16, 11]
 
 
+def test_a_speaker_hands_over_what_completes_a_chunk(model):
+    samples, session = noise(16_000 * 2), StreamingCtc(model, Context(16, 4))
+    pieces = spoken(samples, session)
+    assert [(len(piece), len(session.accept(piece))) for piece in pieces] == [(10_840, 16), (10_240, 16), (10_240, 16), (680, 0)]
+    assert len(session.finish()) == 2
+
+
+def test_samples_after_the_end_are_refused(model):
+    session = StreamingCtc(model, Context(16, 4))
+    session.finish()
+    with pytest.raises(RuntimeError, match="after finish"):
+        session.accept(noise(10))
+
+
 def test_work_and_memory_do_not_grow_with_the_stream(model):
     session = StreamingCtc(model, Context(16, 4))
     for second in range(20):
         session.accept(noise(16_000, seed=second))
-        assert len(session._features) <= 4 * 16 + 3
-    assert session._state.keys[0].shape[2] == 64
-    assert session._fbank.num_waiting_samples < 400
+        assert len(session._encoder._features) <= 4 * 16 + 3
+        assert len(session._encoder._samples) < 10_840
+    assert session._encoder._state.keys[0].shape[2] == 64
+    assert session._encoder._fbank.num_waiting_samples < 400
 
 
 def test_a_repeated_label_over_the_end_of_a_chunk_is_one_phoneme():
@@ -76,8 +95,8 @@ def test_a_repeated_label_over_the_end_of_a_chunk_is_one_phoneme():
 
     model.head = Dictated()
     session = StreamingCtc(model, Context(4, 1))
-    session._features = torch.zeros(4 * 10, 80)
-    session._encode(final=True)
+    session._encoder._features = torch.zeros(4 * 10, 80)
+    session.finish()
     assert session.phones == [2, 3, 3, 3]
 
 

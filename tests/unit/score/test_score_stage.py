@@ -13,7 +13,8 @@ from nim4.score.record import hardware, profile_hash, read_utterances
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = """config test_set metric rate errors ref_units insertions deletions substitutions missing num_utts ci_low ci_high block profile
-profile_hash rtf first_text_p50_ms first_text_p95_ms final_p50_ms final_p95_ms commit model model_step hardware seconds command"""
+profile_hash rtf first_text_p50_ms first_text_p95_ms final_p50_ms final_p90_ms final_p95_ms final_p99_ms partial_lag_p50_ms partial_lag_p95_ms
+flicker second_pass_change commit model model_step hardware seconds command"""
 
 
 @pytest.fixture
@@ -144,6 +145,10 @@ def test_other_broken_folders_are_named(write_set, run_stage, make_ref, make_hyp
         run_stage()
     write_set("ctc_greedy", "test", three, [row()], events=[{"id": "x", "t_audio_s": 1, "t_wall_s": 1, "text": "", "is_final": True}])
     with pytest.raises(RecipeError, match=r"events\.jsonl: expected only utterances of refs\.jsonl, found 1 others: x"):
+        run_stage()
+    event = {"id": "u1", "t_audio_s": 1, "t_wall_s": 1, "text": "", "is_final": True}
+    write_set("ctc_greedy", "test", three, [row()], events=[event, {**event, "settled_chars": 0}])
+    with pytest.raises(RecipeError, match=r"events\.jsonl, row 1: expected 'settled_chars' as int, found keys id"):
         run_stage()
     (folder / "events.jsonl").unlink()
     write_set("ctc_greedy", "test", three, [row()], model=None)

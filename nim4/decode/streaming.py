@@ -1,0 +1,340 @@
+"""Streaming with the speech LLM: text that follows a speaker chunk by chunk, and a second pass over the whole when they have ended.
+
+    samples -> features -> encoder, cached -> adaptor -> [ prefix | speech ]          keys and values that are only ever appended to
+                                 |                                |
+                             phonemes -> hints          fork: [ suffix | answer ]     forgotten when the next chunk comes
+
+A partial text is written with the instruction for unfinished speech, behind the text before it less its last tokens; nothing is written
+while no new phoneme has been heard. The final text is written with the full instruction and all hints, over speech that has been read
+already, and is the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, write_greedily).
+
+Source: arXiv 2604.18105, section 3.6. Ours, since it says no more: what has once been kept is not rolled back later, so that users can rely
+on it until the final text; the two free chunks are counted from the first with a phoneme; the limit of new tokens; the tokens rolled back
+serve as a draft.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nim4.config import DecodeConfig
+from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_samples
+from nim4.corpus.manifest import MonoCut
+from nim4.decode.encoder import Chunk, StreamingEncoder, context_of, spoken
+from nim4.decode.hotword import HotwordIndex, HotwordView
+from nim4.decode.hotword_hints import MAX_HINTS, Hints
+from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream
+from nim4.decode.offline import Decoded
+from nim4.decode.processes import in_processes
+from nim4.model.asr import SpeechLlm, max_answer_tokens
+from nim4.model.conformer import Context
+from nim4.model.llm import Written, fork, read, write_greedily
+
+ROLLBACK_TOKENS = 5  # paper, section 3.6
+FREE_CHUNKS = 2  # paper, section 3.6: nothing of their texts is kept
+MAX_NEW_TOKENS = 16  # ours: of a partial, so that one that loops holds nobody up; nobody says more in 640 ms
+DEPLOYED = Context(16, 4)  # paper, section 3.6: 640 ms, and 2.56 s before them
+CUT_CHARACTER = "\ufffd"  # what a tokenizer gives for bytes that are no whole character
+
+
+@dataclass
+class Counts:
+    """Work of one session.
+
+    Attributes:
+        speech_tokens: embeddings of speech; each is read once.
+        read_tokens: all that the language model has read, prompts, drafts and answers included; without the shared prefix.
+        passes: of the language model.
+        refreshed, skipped: partials that were written, and those that nothing new was heard for.
+        drafted, accepted: tokens of the last partial, and how many of them the final text begins with.
+    """
+
+    speech_tokens: int = 0
+    read_tokens: int = 0
+    passes: int = 0
+    refreshed: int = 0
+    skipped: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a session has understood so far.
+
+    Attributes:
+        phones: ids, greedy, of all chunks so far.
+        hints: names in the prompt of `text`.
+        audio_s: seconds of audio that had come.
+        revision: counts the times that `text` was written.
+        settled_chars: so many characters of `text` stay as they are in all later partials; the final text may still differ.
+        is_final: whether it is of the second pass.
+        counts: of the session so far.
+    """
+
+    text: str
+    phones: tuple[int, ...]
+    hints: tuple[str, ...]
+    audio_s: float
+    revision: int
+    settled_chars: int
+    is_final: bool
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Event:
+    """One partial or the final text in a session's log; `compute_s`: seconds of compute since the event before."""
+
+    compute_s: float
+    hypothesis: Hypothesis
+
+
+class Recogniser:
+    """What the streams of one model share: its weights, the keys and values of the prompt's prefix, the hotwords.
+
+    Args:
+        model: in evaluation mode.
+        context: chunk size and left context of the encoder.
+        hotwords: where hints are looked up, chunk by chunk; None = nowhere.
+        limits: of the lattice search; None = exact search.
+        max_hints: of a session, the given ones included.
+    """
+
+    def __init__(
+        self,
+        model: SpeechLlm,
+        context: Context = DEPLOYED,
+        *,
+        hotwords: HotwordIndex | HotwordView | None = None,
+        limits: LatticeLimits | None = DEFAULT_LIMITS,
+        max_hints: int = MAX_HINTS,
+    ):
+        self.model, self.context, self.hotwords, self.limits, self.max_hints = model, context, hotwords, limits, max_hints
+        with torch.inference_mode():
+            embed = model.llm.get_input_embeddings()
+            self._prefix = read(model.llm, embed(torch.tensor([model.prompt.prefix], device=embed.weight.device)))[1]
+
+    def session(self, given: Sequence[str] = (), clock: Callable[[], float] = time.perf_counter) -> "StreamingSession":
+        """A new stream.
+
+        Args:
+            given: hints by hand.
+            clock: seconds, for the log.
+        """
+        return StreamingSession(self, fork(self._prefix), given, clock)
+
+
+class StreamingSession:
+    """One stream, from its first sample to its final text; made by Recogniser.session.
+
+    After `finalize` or `abort` nothing but `events` is left, and every further call raises RuntimeError.
+    """
+
+    def __init__(self, recogniser: Recogniser, cache: Any, given: Sequence[str], clock: Callable[[], float]):
+        self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
+        self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
+        self._frames = torch.zeros(1, 0, self._model.config.encoder.dim, device=self._model.acoustic.mean.device)  # that fill no embedding yet
+        self._cache = cache  # of the prefix and all speech so far
+        self._hotwords = _Hotwords(recogniser, given)
+        self._ids: list[int] = []  # of the last partial
+        self._num_kept = 0  # of them stay
+        self._num_samples = self._revision = self._spoken_chunks = self._written_phones = 0
+        self._compute_s = 0.0
+        self._counts = Counts()
+        self._open = True
+        self.events: list[Event] = []
+
+    @property
+    def missing_samples(self) -> int:
+        """How many more samples complete the next chunk."""
+        return self._encoder.missing_samples
+
+    @torch.inference_mode()
+    def append(self, samples: np.ndarray) -> None:
+        """Takes (N,) float32 samples in [-1, 1] at 16 kHz; chunks that they complete are encoded and read.
+
+        Raises:
+            ValueError: if they are of another shape, type or scale; the session goes on without them.
+        """
+        started_s = self._begin()
+        self._hear(self._encoder.accept(samples))
+        self._num_samples += len(samples)
+        self._compute_s += self._clock() - started_s
+
+    @torch.inference_mode()
+    def partial(self) -> Hypothesis:
+        """The text so far. It is written anew if phonemes were heard since the last time."""
+        started_s = self._begin()
+        if len(self._encoder.phones) > self._written_phones:
+            self._refresh()
+        else:
+            self._counts.skipped += 1
+        text = self._text(self._ids).rstrip(CUT_CHARACTER).strip()
+        return self._log(started_s, text, min(len(self._text(self._ids[: self._num_kept]).lstrip()), len(text)), False)
+
+    @torch.inference_mode()
+    def finalize(self) -> Hypothesis:
+        """The second pass, at the end of speech; ends the session."""
+        started_s = self._begin()
+        self._hear(self._encoder.finish())
+        if self._frames.shape[1]:
+            self._read_speech(self._frames)
+        self._hotwords.finish()
+        ids: list[int] = []
+        if self._counts.speech_tokens:
+            suffix = self._model.prompt.suffix(self._hotwords.hints)
+            written = self._write(self._cache, suffix, self._ids, max_answer_tokens(self._counts.speech_tokens))
+            ids, self._counts.drafted, self._counts.accepted = written.ids, len(self._ids), written.accepted
+        text = self._text(ids).strip()
+        self._revision += 1
+        hypothesis = self._log(started_s, text, len(text), True)
+        self.abort()
+        return hypothesis
+
+    def abort(self) -> None:
+        """Ends the session and lets go of its memory; may be called at any time."""
+        self._open = False
+        self._cache = self._encoder = self._hotwords = self._frames = None
+
+    def _begin(self) -> float:
+        if not self._open:
+            raise RuntimeError("the session has ended: a new stream needs a new one")
+        return self._clock()
+
+    def _hear(self, chunks: Sequence[Chunk]) -> None:
+        stack = self._model.adaptor.stack
+        for chunk in chunks:
+            self._hotwords.hear(chunk.log_probs)
+            frames = torch.cat([self._frames, chunk.frames], 1)
+            whole = frames.shape[1] - frames.shape[1] % stack
+            self._frames = frames[:, whole:]
+            if whole:
+                self._read_speech(frames[:, :whole])
+            self._spoken_chunks += bool(self._spoken_chunks or chunk.log_probs.argmax(-1).any())
+
+    def _read_speech(self, frames: Tensor) -> None:
+        """Appends the embeddings of (1, S, D) encoder frames; a tail that fills none is padded."""
+        speech, _ = self._model.adaptor(frames, torch.tensor([frames.shape[1]], device=frames.device))
+        read(self._model.llm, speech.to(self._model.llm.get_input_embeddings().weight.dtype), self._cache)
+        self._counts.speech_tokens += speech.shape[1]
+        self._counts.read_tokens += speech.shape[1]
+        self._counts.passes += 1
+
+    def _refresh(self) -> None:
+        kept, draft = self._ids[: self._num_kept], self._ids[self._num_kept :]
+        suffix = self._model.prompt.suffix(self._hotwords.hints, partial=True)
+        limit = min(MAX_NEW_TOKENS, max_answer_tokens(self._counts.speech_tokens) - len(kept))
+        self._ids = kept + self._write(fork(self._cache), suffix + kept, draft, limit).ids
+        if self._spoken_chunks >= FREE_CHUNKS:
+            self._num_kept = num_kept_tokens(self._model.tokenizer, self._ids, self._num_kept)
+        self._written_phones = len(self._encoder.phones)
+        self._revision += 1
+        self._counts.refreshed += 1
+
+    def _write(self, cache: Any, ids: Sequence[int], draft: Sequence[int], limit: int) -> Written:
+        written = write_greedily(self._model.llm, cache, ids, draft, limit, self._model.prompt.end)
+        self._counts.read_tokens += written.tokens_read
+        self._counts.passes += written.passes
+        return written
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._model.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _log(self, started_s: float, text: str, settled_chars: int, is_final: bool) -> Hypothesis:
+        phones, hints = tuple(self._encoder.phones), tuple(self._hotwords.hints)
+        audio_s = self._num_samples / SAMPLING_RATE_HZ
+        hypothesis = Hypothesis(text, phones, hints, audio_s, self._revision, settled_chars, is_final, replace(self._counts))
+        self.events.append(Event(self._compute_s + self._clock() - started_s, hypothesis))
+        self._compute_s = 0.0
+        return hypothesis
+
+
+class _Hotwords:
+    """The hints of one session, as its chunks come."""
+
+    def __init__(self, recogniser: Recogniser, given: Sequence[str]):
+        index, limits = recogniser.hotwords, recogniser.limits
+        self._stream = None if index is None else index.stream() if limits is None else index.stream_lattice(limits)
+        self._hints = Hints(given, recogniser.max_hints)
+        self._vocab_size = recogniser.model.acoustic.config.vocab_size
+        self.hints = self._hints.update(())
+
+    def hear(self, log_probs: Tensor, final: bool = False) -> None:
+        """Looks up what (S, V) log-probabilities of the next frames complete."""
+        if self._stream is None:
+            return
+        if isinstance(self._stream, LatticeStream):
+            self._stream.push(log_probs.numpy(), final)
+        else:
+            self._stream.push_labels(log_probs.argmax(-1).tolist())
+        self.hints = self._hints.update(self._stream.hits)
+
+    def finish(self) -> None:
+        """Looks up what the end of the stream completes."""
+        self.hear(torch.zeros(0, self._vocab_size), final=True)
+
+
+def num_kept_tokens(tokenizer: Any, ids: Sequence[int], at_least: int = 0) -> int:
+    """How many of `ids` stay when the last ROLLBACK_TOKENS are taken back, and with them the rest of a character that would be cut.
+
+    Args:
+        tokenizer: of the language model; a token may be a part of a character.
+        at_least: so many stay in any case.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    for kept in range(len(ids) - ROLLBACK_TOKENS, at_least, -1):
+        start = tokenizer.decode(ids[:kept], skip_special_tokens=True)
+        if not start.endswith(CUT_CHARACTER) and text.startswith(start):
+            return kept
+    return at_least
+
+
+def on_clock(events: Sequence[Event]) -> list[tuple[float, float, Hypothesis]]:
+    """When someone who speaks in real time sees each text of a session: (seconds of audio heard, seconds on their clock, hypothesis).
+
+    A chunk can be decoded when it has been spoken, and compute is waited for.
+    """
+    clock_s, shown = 0.0, []
+    for event in events:
+        clock_s = max(clock_s, event.hypothesis.audio_s) + event.compute_s
+        shown.append((event.hypothesis.audio_s, clock_s, event.hypothesis))
+    return shown
+
+
+def stream_llm_cuts(
+    model: SpeechLlm, cuts: Sequence[MonoCut], config: DecodeConfig, given: Sequence[str], index: HotwordIndex | None, num_processes: int = 1
+) -> Iterator[Decoded[tuple[str, list[str] | None]]]:
+    """Every cut as a stream with a simulated speaker, and a partial after each chunk.
+
+    Args:
+        given: hints for every cut.
+        index: hotwords; the config says how they are searched.
+    Returns:
+        final text, and the hints that were looked up for it, None when there is no index. `shown` is of the partials and the final text:
+        (seconds of audio heard, seconds on the speaker's clock, text, characters of it that stay).
+    """
+    limits = DEFAULT_LIMITS if config.hotwords == "lattice" else None
+    recogniser = Recogniser(model, context_of(config), hotwords=index, limits=limits, max_hints=config.max_hints)
+    return in_processes(partial(_stream, recogniser=recogniser, given=given), cuts, num_processes)
+
+
+def _stream(cut: MonoCut, recogniser: Recogniser, given: Sequence[str]) -> Decoded[tuple[str, list[str] | None]]:
+    try:
+        samples = read_samples(cut)
+    except UNREADABLE as error:
+        return Decoded(cut, None, 0.0, repr(error))
+    session = recogniser.session(given)
+    for piece in spoken(samples, session):
+        session.append(piece)
+        session.partial()
+    final = session.finalize()
+    shown = [(heard_s, clock_s, seen.text, seen.settled_chars) for heard_s, clock_s, seen in on_clock(session.events)]
+    hints = None if recogniser.hotwords is None else list(final.hints)
+    return Decoded(cut, (final.text, hints), sum(event.compute_s for event in session.events), None, shown)
