@@ -38,7 +38,9 @@ if [ "$code" != 0 ]; then
 fi
 
 say "tests: ${tests[*]}"
-python -m pytest --durations=5 "${tests[@]}" 2>&1 | tee "$report" || code=$?
+# A process per core, one thread each: torch's threads of several processes would wait for each other.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=5 "${tests[@]}" 2>&1 | tee "$report" || code=$?
 say "all of it took $((SECONDS / 60)) min $((SECONDS % 60)) s"
 tail -n 1 "$report"
 exit "$code"
