@@ -170,7 +170,9 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A record as a row of the table."""
     cells = {"names": row["names"], "search": row["search"], "set": row["set"]}
     cells |= {f"{key}_%": _percent(row[key]) for key in ("recall", "precision", "adopted", "wrongly_adopted", "leaks")}
-    numbers = {"false_alarms_per_hour": "false alarms/h", "b_wer": "B-WER %", "u_wer": "U-WER %"}
+    low, high = row["false_alarms_interval"] or (0.0, 0.0)
+    cells["false alarms/h"] = "-" if row["false_alarms_per_hour"] is None else f"{row['false_alarms_per_hour']:.0f} [{low:.0f}, {high:.0f}]"
+    numbers = {"b_wer": "B-WER %", "u_wer": "U-WER %"}
     return cells | {label: "-" if row[key] is None else f"{row[key]:.1f}" for key, label in numbers.items()} | {"p99_us": row["p99_us"]}
 
 

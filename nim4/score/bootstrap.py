@@ -32,7 +32,7 @@ def choose_block(speakers: Sequence[str | None]) -> str:
     return "speaker" if all(speakers) and len(set(speakers)) >= MIN_SPEAKERS else "utterance"
 
 
-def interval(errors: Sequence[int], ref_units: Sequence[int], speakers: Sequence[str | None]) -> tuple[float, float]:
+def interval(errors: Sequence[int], ref_units: Sequence[float], speakers: Sequence[str | None]) -> tuple[float, float]:
     """The 95 % interval of the pooled error rate, in percent.
 
     Args:

@@ -57,6 +57,7 @@ class HotwordScores:
     precision: Share
     f1: float | None
     false_alarms_per_hour: float | None
+    false_alarms_interval: tuple[float, float] | None  # 95 %
     adopted: Share
     wrongly_adopted: Share
     leaks: Share
@@ -89,7 +90,7 @@ def score_hotwords(utterances: Sequence[HotwordUtterance], keywords: Keywords) -
         errors += _errors_by_place(ref, hyp, keywords)
     written = [own for own in utterances if own.hyp is not None]
     leaks = sum(_leaks(own) for own in written)
-    hours = sum(own.audio_s for own in utterances) / 3600
+    hours = [own.audio_s / 3600 for own in utterances]
     speakers = [own.speaker for own in utterances]
     recall, precision = _share(found, spoken, speakers), _share([a - b for a, b in zip(hinted, false, strict=True)], hinted, speakers)
     f1 = None
@@ -100,7 +101,8 @@ def score_hotwords(utterances: Sequence[HotwordUtterance], keywords: Keywords) -
         recall,
         precision,
         f1,
-        sum(false) / hours if hours > 0 else None,
+        sum(false) / sum(hours) if sum(hours) > 0 else None,
+        tuple(percent / 100 for percent in interval(false, hours, speakers)) if sum(hours) > 0 else None,
         Share(*adopted, *_wilson(*adopted)),
         Share(*wrong, *_wilson(*wrong)),
         Share(leaks, len(written), *_wilson(leaks, len(written))),

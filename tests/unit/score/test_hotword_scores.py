@@ -21,6 +21,9 @@ def test_counts():
     assert (scores.precision.count, scores.precision.total) == (1, 4)
     assert scores.f1 == pytest.approx(2 * 50 * 25 / 75)
     assert scores.false_alarms_per_hour == pytest.approx(3 / 2)
+    low, high = scores.false_alarms_interval
+    assert 0 <= low <= 3 / 2 <= high
+    assert low < high
     assert (scores.adopted.count, scores.adopted.total) == (1, 1)
     assert (scores.wrongly_adopted.count, scores.wrongly_adopted.total) == (2, 3)
     assert (scores.leaks.count, scores.leaks.total) == (2, 4)
