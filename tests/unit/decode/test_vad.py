@@ -90,7 +90,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["default", "all is speech", "short"])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_any_split_of_the_samples_gives_the_same_events(speech, config, data):
     samples = speech[: 6 * SECOND + 123]
