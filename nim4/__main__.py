@@ -83,7 +83,7 @@ def transcribe(args: argparse.Namespace) -> None:
     vad = load(VadConfig, {}, args.set, "--set")
     check(vad)
     model, inventory, index, given = load_speech(args)
-    transcriber = Transcriber(model, inventory, hotwords=index, given=given, vad=vad, with_words=args.format == "jsonl")
+    transcriber = Transcriber(model, inventory, hotwords=index, given=given, vad=vad, with_words=args.format != "txt")
     errors = []
     for path in args.files:
         try:

@@ -28,6 +28,7 @@ from nim4.model.asr import SpeechLlm
 from nim4.model.ctc import forced_align
 
 BATCH_S = 60.0  # padded audio decoded at once; the texts do not depend on it
+MAX_CUE_S = 7.0  # ours: of a subtitle; longer ones do not fit the screen
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Transcriber:
         model = self._model
         frames, lens = model.encode(*features_of([samples[start:end] for start, end in places], model.acoustic.mean.device))
         log_probs = [row[:length] for row, length in zip(model.acoustic.head(frames).cpu().numpy(), lens.tolist(), strict=True)]
-        hints = [Hints(self._given, self._max_hints).update(self._search(row)) for row in log_probs]
+        hints = [self._hints(row) for row in log_probs]
         texts = model.write(*model.adaptor(frames, lens), hints=hints)
         for (start, end), row, text, own in zip(places, log_probs, texts, hints, strict=True):
             start_s, end_s, words, untimed = start / SAMPLING_RATE_HZ, end / SAMPLING_RATE_HZ, None, None
@@ -116,8 +117,10 @@ class Transcriber:
                     untimed = str(error)
             yield Segment(start_s, end_s, text, words, untimed, tuple(own))
 
-    def _search(self, log_probs: np.ndarray) -> Sequence:
-        return () if self._hotwords is None else self._hotwords.search_log_probs(log_probs, self._limits)
+    def _hints(self, log_probs: np.ndarray) -> list[str]:
+        if self._hotwords is None:
+            return list(self._given)
+        return Hints(self._given, self._max_hints).update(self._hotwords.search_log_probs(log_probs, self._limits))
 
 
 def _batches(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -182,17 +185,34 @@ def full_text(found: Sequence[Segment]) -> str:
 
 
 def as_srt(found: Sequence[Segment]) -> str:
-    """SubRip subtitles, a segment each; those without text are left out."""
-    cues = [segment for segment in found if segment.text]
-    return "\n".join(
-        f"{number}\n{_clock(cue.start_s, ',')} --> {_clock(cue.end_s, ',')}\n{_one_line(cue.text)}\n" for number, cue in enumerate(cues, 1)
-    )
+    """SubRip subtitles; see cues."""
+    numbered = enumerate(cues(found), 1)
+    return "\n".join(f"{number}\n{_clock(start_s, ',')} --> {_clock(end_s, ',')}\n{_one_line(text)}\n" for number, (start_s, end_s, text) in numbered)
 
 
 def as_vtt(found: Sequence[Segment]) -> str:
-    """WebVTT subtitles, a segment each; those without text are left out."""
-    cues = [f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{_escaped(_one_line(cue.text))}\n" for cue in found if cue.text]
-    return "\n".join(["WEBVTT\n", *cues])
+    """WebVTT subtitles; see cues."""
+    told = [f"{_clock(start_s, '.')} --> {_clock(end_s, '.')}\n{_escaped(_one_line(text))}\n" for start_s, end_s, text in cues(found)]
+    return "\n".join(["WEBVTT\n", *told])
+
+
+def cues(found: Sequence[Segment]) -> list[tuple[float, float, str]]:
+    """Start and end in seconds, and text, of subtitles: a segment each; one that is longer than MAX_CUE_S, and whose words are timed, gives several.
+
+    Segments without text give none.
+    """
+    made: list[tuple[float, float, str]] = []
+    for segment in found:
+        start_s, last_s, begin, place = segment.start_s, segment.start_s, 0, 0
+        for word in segment.words or ():
+            place = segment.text.index(word.text, place)
+            if word.end_s - start_s > MAX_CUE_S and segment.text[begin:place].strip():
+                made.append((start_s, last_s, segment.text[begin:place].strip()))
+                start_s, begin = word.start_s, place
+            place, last_s = place + len(word.text), word.end_s
+        if segment.text[begin:].strip():
+            made.append((start_s, segment.end_s, segment.text[begin:].strip()))
+    return made
 
 
 def _one_line(text: str) -> str:

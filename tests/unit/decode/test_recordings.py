@@ -1,6 +1,7 @@
 """Recordings of any length: the texts of their segments, when words are said, subtitles."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nim4.corpus.text import joined
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode import recordings, vad
 from nim4.decode.offline import transcripts
-from nim4.decode.recordings import Segment, Transcriber, Word, as_json, as_srt, as_vtt, full_text, word_times
+from nim4.decode.recordings import Segment, Transcriber, Word, as_json, as_srt, as_vtt, cues, full_text, word_times
 from nim4.decode.vad import segments
 
 SHORT = VadConfig(min_silence_s=0.3, padding_s=0.2, max_segment_s=2, cut_search_s=1)
@@ -102,6 +103,14 @@ def test_json_and_subtitles():
     assert as_srt(found) == "1\n00:00:00,250 --> 00:00:01,500\na <b> & c\n\n2\n01:01:02,000 --> 01:01:02,500\n打开\n"
     vtt = "WEBVTT\n\n00:00:00.250 --> 00:00:01.500\na &lt;b&gt; &amp; c\n\n01:01:02.000 --> 01:01:02.500\n打开\n"
     assert as_vtt(found) == vtt
+
+
+def test_a_long_segment_gives_several_subtitles_between_its_words():
+    words = [Word(text, start, start + 1.0) for text, start in (("a", 1.0), ("b", 3.0), ("a", 6.75), ("c", 8.0), ("long", 16.0))]
+    segment = Segment(0.5, 18.0, "“a b, a—c. long", tuple(words), None, ())
+    assert cues([segment]) == [(0.5, 4.0, "“a b,"), (6.75, 9.0, "a—c."), (16.0, 18.0, "long")]
+    assert cues([replace(segment, words=None)]) == [(0.5, 18.0, segment.text)]
+    assert cues([replace(segment, words=(Word("a", 9.0, 17.0), *words[4:]))]) == [(0.5, 17.0, "“a b, a—c."), (16.0, 18.0, "long")]
 
 
 def test_texts_are_joined_as_their_scripts_want_it():
