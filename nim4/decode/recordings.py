@@ -206,7 +206,7 @@ def cues(found: Sequence[Segment]) -> list[tuple[float, float, str]]:
         start_s, last_s, begin, place = segment.start_s, segment.start_s, 0, 0
         for word in segment.words or ():
             place = segment.text.index(word.text, place)
-            if word.end_s - start_s > MAX_CUE_S and segment.text[begin:place].strip():
+            if word.end_s - start_s > MAX_CUE_S and re.search(r"\w", segment.text[begin:place]):
                 made.append((start_s, last_s, segment.text[begin:place].strip()))
                 start_s, begin = word.start_s, place
             place, last_s = place + len(word.text), word.end_s
