@@ -24,6 +24,7 @@ from nim4.corpus.feats import SAMPLING_RATE_HZ, checked_samples
 
 WINDOW_SAMPLES = 512  # silero's, at 16 kHz
 CONTEXT_SAMPLES = 64  # of the window before, which the network sees again
+PIECE_SAMPLES = 160_000  # of a recording, at once, so that an hour is not copied
 QUIET_WINDOWS = 3  # ours: a cut is made in the middle of the quietest 96 ms, since single windows are quiet inside of stops, too
 
 
@@ -220,7 +221,8 @@ def segments(samples: np.ndarray, config: VadConfig | None = None) -> list[tuple
         ValueError, RecipeError: as VoiceActivity.
     """
     activity = VoiceActivity(config)
-    events = [event.sample for event in [*activity.push(samples), *activity.finish()]]
+    pieces = (samples[start : start + PIECE_SAMPLES] for start in range(0, len(samples), PIECE_SAMPLES))
+    events = [event.sample for piece in pieces for event in activity.push(piece)] + [event.sample for event in activity.finish()]
     return [(start, end) for start, end in zip(events[::2], events[1::2], strict=True) if start < end]
 
 
