@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nim4 import stage
-from nim4.config import EntropyConfig, RecipeError, load
+from nim4.config import EntropyConfig, RecipeError, VadConfig, load
+
+PIECE_S = 0.1  # of audio, that `stream` hears at once
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,9 +31,12 @@ def main() -> None:
 
 
 def add_transcribe(commands: Any) -> None:
-    parser = speech_parser(commands, "transcribe", "The text of recordings, each as a whole.", transcribe)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files of up to 60 s")
-    parser.add_argument("--format", choices=("jsonl", "txt"), default="jsonl", help="a JSON object per file, or its text alone")
+    about = """The text of recordings of any length, cut where nobody speaks, with the times of segments and words. What soundfile cannot read goes
+    through ffmpeg, where that is installed."""
+    parser = speech_parser(commands, "transcribe", about, transcribe)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files")
+    formats = "a JSON object per file, its text alone, or subtitles of one file"
+    parser.add_argument("--format", choices=("jsonl", "txt", "srt", "vtt"), default="jsonl", help=formats)
 
 
 def add_stream(commands: Any) -> None:
@@ -45,49 +50,54 @@ def add_stream(commands: Any) -> None:
 def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser:
     """A command with the options of everything that writes text."""
     defaults = argparse.ArgumentDefaultsHelpFormatter
-    parser = commands.add_parser(name, description=about, help=about.partition(",")[0].lower(), formatter_class=defaults)
+    parser = commands.add_parser(name, description=about, help=re.split("[,:]", about)[0].lower(), formatter_class=defaults)
     parser.add_argument("--model", type=Path, required=True, help="model folder of stages 4 to 9")
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM")
     parser.add_argument("--hotword-index", type=Path, help="folder of an index in which hints are looked up by sound")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    settings = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=settings)
     parser.set_defaults(run=run)
     return parser
 
 
-def load_speech(args: argparse.Namespace) -> tuple[Any, Any, list[str]]:
-    """The model of --model, the index of --hotword-index or None, and the hints of --hotwords."""
+def load_speech(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
+    """The model of --model, its phoneme inventory, the index of --hotword-index or None, and the hints of --hotwords."""
     from nim4.decode.hotword import HotwordIndex
     from nim4.model.asr import load_speech_llm
     from nim4.train.distributed import pick_device
 
     model, inventory = load_speech_llm(args.model, pick_device(args.device))
     index = HotwordIndex.load(args.hotword_index, inventory) if args.hotword_index else None
-    return model, index, [word.strip() for word in args.hotwords.split(",") if word.strip()]
+    return model, inventory, index, [word.strip() for word in args.hotwords.split(",") if word.strip()]
 
 
 def transcribe(args: argparse.Namespace) -> None:
     """Prints the text of each file; files that cannot be read are told at the end."""
     from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
-    from nim4.corpus.manifest import MAX_DURATION_S
-    from nim4.decode.offline import transcripts, transcripts_with_hotwords
+    from nim4.decode.recordings import Transcriber, as_json, as_srt, as_vtt, full_text
+    from nim4.decode.vad import check
 
-    model, index, given = load_speech(args)
+    if args.format in ("srt", "vtt") and len(args.files) > 1:
+        raise RecipeError(f"--format {args.format}", expected="one file", found=len(args.files), fix="transcribe them one by one")
+    vad = load(VadConfig, {}, args.set, "--set")
+    check(vad)
+    model, inventory, index, given = load_speech(args)
+    transcriber = Transcriber(model, inventory, hotwords=index, given=given, vad=vad, with_words=args.format != "txt")
     errors = []
     for path in args.files:
         try:
             samples = read_recording(path)
-            seconds = len(samples) / SAMPLING_RATE_HZ
-            if seconds > MAX_DURATION_S:
-                raise RecipeError(path, expected=f"at most {MAX_DURATION_S:.0f} s", found=f"{seconds:.1f} s", fix="cut it at a pause")
         except RecipeError as error:
             errors.append(error)
             continue
-        if index is None:
-            text, hints = transcripts(model, [samples], hints=[given])[0], given
+        found = transcriber.transcribe(samples)
+        if args.format == "jsonl":
+            hints = list(dict.fromkeys([*given, *(hint for segment in found for hint in segment.hints)]))
+            row = {"file": str(path), "audio_s": round(len(samples) / SAMPLING_RATE_HZ, 3), "text": full_text(found), "hints": hints}
+            print(json.dumps(row | {"segments": as_json(found)}, ensure_ascii=False), flush=True)
         else:
-            text, hints = transcripts_with_hotwords(model, [samples], index, given=given)[0]
-        row = {"file": str(path), "audio_s": round(seconds, 3), "text": text, "hints": hints}
-        print(json.dumps(row, ensure_ascii=False) if args.format == "jsonl" else text, flush=True)
+            print({"txt": full_text, "srt": as_srt, "vtt": as_vtt}[args.format](found), flush=True)
     if errors:
         stage.log.info("%d of %d files could not be transcribed", len(errors), len(args.files))
         for error in errors[:-1]:
@@ -98,36 +108,40 @@ def transcribe(args: argparse.Namespace) -> None:
 def stream(args: argparse.Namespace) -> None:
     """Prints what a listener would see."""
     from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
-    from nim4.decode.encoder import spoken
+    from nim4.decode.listening import Listener
     from nim4.decode.streaming import Recogniser
+    from nim4.decode.vad import check
 
+    vad = load(VadConfig, {}, args.set, "--set")
+    check(vad)
     samples = read_recording(args.wav)
-    model, index, given = load_speech(args)
-    session = Recogniser(model, hotwords=index).session(given)
-    started_s, num_heard, revision = time.monotonic(), 0, 0
-    for piece in spoken(samples, session):
-        num_heard += len(piece)
+    model, _, index, given = load_speech(args)
+    listener = Listener(Recogniser(model, hotwords=index), vad, given)
+    started_s, step = time.monotonic(), round(PIECE_S * SAMPLING_RATE_HZ)
+    for start in range(0, len(samples), step):
+        piece = samples[start : start + step]
         if args.realtime:
-            time.sleep(max(num_heard / SAMPLING_RATE_HZ - (time.monotonic() - started_s), 0.0))
-        session.append(piece)
-        hypothesis = session.partial()
-        if hypothesis.revision > revision:
-            show(hypothesis)
-        revision = hypothesis.revision
-    show(session.finalize())
+            time.sleep(max((start + len(piece)) / SAMPLING_RATE_HZ - (time.monotonic() - started_s), 0.0))
+        for update in listener.push(piece):
+            show(update)
+    for update in listener.finish():
+        show(update)
 
 
-def show(hypothesis: Any) -> None:
+def show(update: Any) -> None:
     """One partial or final text: on a terminal in the place of the one before, elsewhere as a line."""
     from nim4.score.table import display_width
 
+    hypothesis = update.hypothesis
+    if hypothesis is None:
+        return
     text, num_settled = hypothesis.text, hypothesis.settled_chars
     if not sys.stdout.isatty():
         kind, text = ("final", text) if hypothesis.is_final else ("partial", f"{text[:num_settled]}|{text[num_settled:]}")
-        print(f"{hypothesis.audio_s:.2f}", kind, text, sep="\t", flush=True)
+        print(f"{update.audio_s:.2f}", kind, text, sep="\t", flush=True)
         return
     if hypothesis.is_final:
-        print(f"\r\x1b[K{text}", flush=True)
+        print(f"\r\x1b[K{text}", end="\n" if text else "", flush=True)
         return
     start = 0  # the end of a text that is too long for a line
     while display_width(text[start:]) >= shutil.get_terminal_size().columns:

@@ -37,6 +37,7 @@ from nim4.config.settings import (
     SftConfig,
     SwapConfig,
     TrainConfig,
+    VadConfig,
 )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "SftConfig",
     "SwapConfig",
     "TrainConfig",
+    "VadConfig",
     "apply_overrides",
     "as_dict",
     "build",

@@ -316,3 +316,16 @@ class DecodeConfig:
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6
     batch_s: float = 60.0  # offline: padded audio decoded at once; the result does not depend on it
+
+
+@dataclass(frozen=True)
+class VadConfig:
+    """Where speech starts and stops in long recordings and endless streams, see nim4/decode/vad.py."""
+
+    threshold: float = 0.5  # silero's default: probability from which a window is speech; 0 = all is, and only length cuts
+    hysteresis: float = 0.15  # silero's default: it is over only below threshold less this
+    min_speech_s: float = 0.1  # ours: silero's 0.25 s would lose a short "no", and without any limit a click starts a segment
+    min_silence_s: float = 0.8  # ours: silero's 0.1 s cuts inside of sentences, which the language model should read whole
+    padding_s: float = 0.3  # ours: of silence kept at both ends, at most min_silence_s; silero's 0.03 s loses soft beginnings
+    max_segment_s: float = 20.0  # ours: training utterances are mostly shorter, and memory of a stream is bounded by it; padding included
+    cut_search_s: float = 4.0  # ours: a segment that would be longer is cut at the quietest point of so much of its end

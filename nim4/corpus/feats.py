@@ -23,6 +23,7 @@ from lhotse.audio import AudioLoadingError, DurationMismatchError
 from torch import Tensor
 
 from nim4.config import RecipeError
+from nim4.corpus import ffmpeg
 from nim4.stage import read_json, write_json
 
 SAMPLING_RATE_HZ = 16_000
@@ -73,12 +74,21 @@ def read_samples(cut: MonoCut) -> np.ndarray:
 
 
 def read_recording(path: Path) -> np.ndarray:
-    """A whole audio file: (N,) float32 in [-1, 1] at 16 kHz, N at least 1, its channels averaged. Raises RecipeError when it cannot be read."""
+    """A whole audio file: (N,) float32 in [-1, 1] at 16 kHz, N at least 1, its channels averaged. Raises RecipeError when it cannot be read.
+
+    What lhotse cannot read goes through ffmpeg, where that is installed.
+    """
     expected, fix = "an audio file that can be read", "correct the path, or convert the file to WAV"
     if not path.is_file():
         raise RecipeError(path, expected=expected, found="no such file", fix=fix)
     try:
-        samples = lhotse.Recording.from_file(path).resample(SAMPLING_RATE_HZ).load_audio().mean(0)
+        try:
+            samples = lhotse.Recording.from_file(path).resample(SAMPLING_RATE_HZ).load_audio().mean(0)
+        except (AudioLoadingError, DurationMismatchError, soundfile.SoundFileError) as error:
+            if not ffmpeg.installed():
+                fix = "correct the path, convert the file to WAV, or install ffmpeg"
+                raise ValueError("a kind that soundfile does not know, or a damaged file, and no ffmpeg") from error
+            samples = ffmpeg.read_audio(path, SAMPLING_RATE_HZ)
         if not len(samples):
             raise ValueError("it holds no samples")
         return checked_samples(samples, SAMPLING_RATE_HZ).numpy()

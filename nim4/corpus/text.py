@@ -6,6 +6,7 @@ Nothing is translated: numbers stay digits, accents stay, traditional characters
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Characters that are a unit each: Han (all extensions, compatibility forms, 〇 and the iteration marks), kana, Bopomofo.
 HAN = r"\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -85,3 +86,16 @@ def normalise(text: str) -> str:
             joined += " "
         joined += token
     return joined
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Texts behind each other, with a space where neither side is Chinese, Japanese or their punctuation.
+
+    Example: ["打开", "CarPlay", "Apple"] -> "打开CarPlay Apple".
+    """
+    whole = ""
+    for text in texts:
+        if whole and text and not {unicodedata.east_asian_width(char) for char in (whole[-1], text[0])} & {"W", "F"}:
+            whole += " "
+        whole += text
+    return whole

@@ -6,8 +6,6 @@ Source: ours; the paper decodes unfinished speech (section 3.6) and does not say
 """
 
 import logging
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
@@ -18,52 +16,14 @@ from nim4.corpus.batch import Batch, MonoCut, eval_batches, phone_batches, phone
 from nim4.corpus.examples import WordEnds
 from nim4.corpus.g2p import Lexicon
 from nim4.corpus.progress import Progress
-from nim4.corpus.text import fold, is_han
 from nim4.corpus.units import PhonemeInventory
+from nim4.corpus.word_places import Placed, place_words
 from nim4.model.ctc import PhonemeModel, forced_align
 from nim4.stage import read_jsonl, write_jsonl
 from nim4.train.distributed import Processes
 
 log = logging.getLogger("nim4")
 BATCH_S = 60.0  # padded audio aligned at once; more no longer fits the cache of a CPU
-PHONES_PER_HAN = 2  # of a Mandarin syllable
-
-# where a word ends in the text, and the number of phonemes up to its end
-Placed = list[tuple[int, int]]
-
-
-def place_words(text: str, words: Sequence[tuple[str, Sequence[str]]]) -> Placed | None:
-    """Finds the words of `text` in it.
-
-    Args:
-        words: see Lexicon.words. Chinese phrases with two phonemes for each character are placed character by character.
-    Returns:
-        for each word (end in `text`, phonemes up to there), both rising; None when a word is not written as it is read, or when
-        something written is not read.
-    """
-    folded, origin = "", []  # `text` as words are written, and the place in `text` of each of its characters
-    for place, char in enumerate(text):
-        plain = unicodedata.normalize("NFKC", fold(char).lower())
-        folded += plain
-        origin += [place] * len(plain)
-    ends: Placed = []
-    cursor = num_phones = 0
-    for word, phones in words:
-        start = folded.find(word, cursor)
-        if not word or not phones or start < 0 or _is_spoken(folded[cursor:start]):
-            return None
-        cursor = start + len(word)
-        if len(word) > 1 and all(map(is_han, word)) and len(phones) == PHONES_PER_HAN * len(word):
-            ends += [(origin[start + i] + 1, num_phones + PHONES_PER_HAN * (i + 1)) for i in range(len(word))]
-        else:
-            ends.append((origin[cursor - 1] + 1, num_phones + len(phones)))
-        num_phones += len(phones)
-    return None if _is_spoken(folded[cursor:]) else ends
-
-
-def _is_spoken(gap: str) -> bool:
-    """Whether there is a letter or a digit in what was passed over."""
-    return re.search(r"[^\W_]", gap) is not None
 
 
 def find_word_ends(

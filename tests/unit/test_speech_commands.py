@@ -1,6 +1,7 @@
 """`python -m nim4 transcribe` and `python -m nim4 stream`: what they print, and what they say to bad input."""
 
 import json
+import os
 import re
 import sys
 
@@ -9,13 +10,19 @@ import pytest
 import soundfile
 import torch
 from made_corpora import write_audio
+from spoken_clips import join, read_clips
 
 from nim4 import __main__ as nim4_main
 from nim4 import stage
+from nim4.config import VadConfig
 from nim4.corpus.feats import read_recording
+from nim4.decode.listening import Update
 from nim4.decode.offline import transcripts
 from nim4.decode.streaming import Recogniser
+from nim4.decode.vad import segments
 from nim4.model.asr import load_speech_llm
+
+ALL_IS_SPEECH = ["--set", "threshold=0"]
 
 
 @pytest.fixture
@@ -47,12 +54,15 @@ def recordings(tmp_path):
 def test_transcribe_prints_what_the_library_gives(nim4, talkative, recordings):
     model, _ = load_speech_llm(talkative, torch.device("cpu"))
     texts = [transcripts(model, [read_recording(path)], hints=[["北京"]])[0] for path in recordings]
-    code, lines, errors = nim4("transcribe", "--model", talkative, *recordings, "--hotwords", "北京", "--device", "cpu")
+    code, lines, errors = nim4("transcribe", "--model", talkative, *recordings, "--hotwords", "北京", "--device", "cpu", *ALL_IS_SPEECH)
     assert (code, errors) == (0, [])
     rows = [json.loads(line) for line in lines]
     assert [row["text"] for row in rows] == texts
     assert [(row["file"], row["audio_s"], row["hints"]) for row in rows] == [(str(recordings[0]), 1.5, ["北京"]), (str(recordings[1]), 1.0, ["北京"])]
-    code, lines, _ = nim4("transcribe", "--model", talkative, recordings[0], "--format", "txt", "--hotwords", "北京", "--device", "cpu")
+    assert [(part["start_s"], part["end_s"], part["text"]) for part in rows[0]["segments"]] == [(0.0, 1.5, texts[0])]
+    code, lines, _ = nim4(
+        "transcribe", "--model", talkative, recordings[0], "--format", "txt", "--hotwords", "北京", "--device", "cpu", *ALL_IS_SPEECH
+    )
     assert (code, "\n".join(lines)) == (0, texts[0])
 
 
@@ -61,7 +71,7 @@ def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
     session = Recogniser(model).session()
     session.append(read_recording(recordings[0]))
     final = session.finalize()
-    code, lines, errors = nim4("stream", "--model", talkative, "--wav", recordings[0], "--device", "cpu")
+    code, lines, errors = nim4("stream", "--model", talkative, "--wav", recordings[0], "--device", "cpu", *ALL_IS_SPEECH)
     assert (code, errors) == (0, [])
     assert "\n".join(lines).endswith(f"1.50\tfinal\t{final.text}")
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
@@ -73,7 +83,8 @@ def test_a_terminal_shows_what_can_still_change_dim(nim4, talkative, recordings,
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "8")
     for text, settled, is_final in (("打开天窗", 2, False), ("打开天窗", 4, True), ("ab", 0, False)):
-        nim4_main.show(Hypothesis(text, (), (), 1.0, 1, settled, is_final, Counts()))
+        nim4_main.show(Update("final" if is_final else "partial", 0, 1.0, Hypothesis(text, (), (), 1.0, 1, settled, is_final, Counts())))
+    nim4_main.show(Update("speech_started", 1, 2.0))
     assert capsys.readouterr().out == "\r\x1b[K开\x1b[2m天窗\x1b[0m\r\x1b[K打开天窗\n\r\x1b[K\x1b[2mab\x1b[0m"
 
 
@@ -81,8 +92,9 @@ def test_real_time_takes_the_time_it_was_spoken_in(nim4, talkative, recordings, 
     slept = []
     monkeypatch.setattr(nim4_main.time, "sleep", slept.append)
     assert nim4("stream", "--model", talkative, "--wav", recordings[0], "--realtime", "--device", "cpu")[0] == 0
-    assert len(slept) == 3
-    assert 0.5 < slept[0] < 0.7
+    assert len(slept) == 15  # pieces of 100 ms, though nobody speaks
+    assert 0.05 < slept[0] < 0.1
+    assert 1.3 < slept[-1] < 1.5  # of the fake sleeps no time has passed
 
 
 def bad_files(folder):
@@ -104,11 +116,63 @@ def test_files_that_cannot_be_read_are_told_one_line_each(nim4, talkative, recor
         assert (code, lines, len(own)) == (2, [], 1)
 
 
-def test_a_recording_that_is_too_long_is_told(nim4, talkative, tmp_path):
-    soundfile.write(tmp_path / "long.wav", np.zeros(61 * 8000), 8000)
-    code, lines, errors = nim4("transcribe", "--model", talkative, tmp_path / "long.wav", "--device", "cpu")
-    assert (code, lines) == (2, [])
-    assert "long.wav: expected at most 60 s, found 61.0 s. Fix: cut it at a pause" in errors[0]
+@pytest.fixture
+def long_recording(tmp_path):
+    """65 s of clips with pauses between them."""
+    clips = join(read_clips(4), 1.0)
+    samples = np.tile(clips, -(-65 * 16_000 // len(clips)))[: 65 * 16_000]
+    soundfile.write(tmp_path / "long.wav", samples, 16_000, subtype="FLOAT")
+    return tmp_path / "long.wav", samples
+
+
+def test_a_long_recording_is_cut_where_nobody_speaks(nim4, talkative, long_recording):
+    path, samples = long_recording
+    places = [[round(place / 16_000, 3) for place in segment] for segment in segments(samples, VadConfig(max_segment_s=4, cut_search_s=2))]
+    options = ["--model", talkative, path, "--device", "cpu", "--set", "max_segment_s=4", "--set", "cut_search_s=2"]
+    code, lines, errors = nim4("transcribe", *options)
+    assert (code, len(lines), errors) == (0, 1, [])
+    row = json.loads(lines[0])
+    assert [[part["start_s"], part["end_s"]] for part in row["segments"]] == places
+    assert len(places) > 20
+    texts = [part["text"] for part in row["segments"]]
+    assert len(set(texts)) > 3
+    code, lines, _ = nim4("transcribe", *options, "--format", "srt")
+    assert sum(" --> " in line for line in lines) == sum(map(bool, texts))
+    code, lines, _ = nim4("transcribe", *options, "--format", "vtt")
+    assert lines[0] == "WEBVTT"
+
+
+def test_silence_is_an_empty_text(nim4, talkative, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(61 * 8000), 8000)
+    code, lines, errors = nim4("transcribe", "--model", talkative, tmp_path / "silence.wav", "--device", "cpu")
+    assert (code, errors) == (0, [])
+    assert [json.loads(line) for line in lines] == [{"file": str(tmp_path / "silence.wav"), "audio_s": 61.0, "text": "", "hints": [], "segments": []}]
+    assert nim4("stream", "--model", talkative, "--wav", tmp_path / "silence.wav", "--device", "cpu") == (0, [], [])
+
+
+def fake_ffmpeg(folder, script):
+    (folder / "bin").mkdir()
+    (folder / "bin" / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / "bin" / "ffmpeg").chmod(0o755)
+    return f"{folder / 'bin'}:{os.environ['PATH']}"
+
+
+def test_what_soundfile_cannot_read_goes_through_ffmpeg(nim4, talkative, tmp_path, monkeypatch):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+    np.full(16_000, 0.25, "<f4").tofile(tmp_path / "raw")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", fake_ffmpeg(tmp_path, f'echo "$@" > "{tmp_path}/seen"; cat "{tmp_path}/raw"'))
+        assert np.array_equal(read_recording(film), np.full(16_000, 0.25, np.float32))
+        assert f"-i file:{film} " in (tmp_path / "seen").read_text(encoding="utf-8")
+        (tmp_path / "bin" / "ffmpeg").write_text("#!/bin/sh\necho one >&2; echo moov atom not found >&2; exit 1\n", encoding="utf-8")
+        code, lines, errors = nim4("transcribe", "--model", talkative, film, "--device", "cpu")
+        assert (code, lines, len(errors)) == (2, [], 1)
+        assert "film.mp4: expected an audio file that can be read, found ffmpeg finds no audio in it: moov atom not found. Fix:" in errors[0]
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    code, lines, errors = nim4("transcribe", "--model", talkative, film, "--device", "cpu")
+    assert (code, lines, len(errors)) == (2, [], 1)
+    assert "or install ffmpeg" in errors[0]
 
 
 @pytest.mark.parametrize("name", ["transcribe", "stream"])
@@ -118,8 +182,16 @@ def test_mistakes(nim4, talkative, trained, recordings, tmp_path, name):
         (["--model", tmp_path / "none"], "none: expected a model folder, found no such folder"),
         (["--model", trained], "expected a model folder of stage 4 or later, found no llm/ in it"),
         (["--model", talkative, "--hotword-index", tmp_path], "expected"),
+        (["--model", talkative, "--set", "threshold=2"], "vad.threshold: expected 0 to 1, found 2"),
+        (["--model", talkative, "--set", "treshold=1"], "threshold"),
         (["--model", talkative, "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
     ):
         code, lines, errors = nim4(name, *what, *options)
         assert (code, lines, len(errors)) == (2, [], 1)
         assert message in errors[0]
+
+
+def test_subtitles_are_of_one_file(nim4, talkative, recordings):
+    code, lines, errors = nim4("transcribe", "--model", talkative, *recordings, "--format", "srt", "--device", "cpu")
+    assert (code, lines, len(errors)) == (2, [], 1)
+    assert "--format srt: expected one file, found 2. Fix: transcribe them one by one" in errors[0]

@@ -11,12 +11,13 @@ from nim4.corpus.g2p import Lexicon
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import PhonemeInventory
+from nim4.corpus.word_places import place_words
 from nim4.model.ctc import forced_align
 from nim4.model.llm import load_llm
 from nim4.stage import read_jsonl
 from nim4.train import word_ends as module
 from nim4.train.distributed import Processes
-from nim4.train.word_ends import find_word_ends, place_words, word_ends
+from nim4.train.word_ends import find_word_ends, word_ends
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

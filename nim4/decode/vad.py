@@ -1,0 +1,248 @@
+"""Where somebody speaks: the one door to Silero's voice activity detector, and the rules that make segments of its probabilities.
+
+    samples -> windows of 32 ms -> probability of speech -> started / stopped, the same for any split of the samples
+
+The network is small: it is written out here, for 16 kHz, and its weights are read from the wheel of silero-vad without importing that
+package, which would set torch's threads to one for everybody. Its own TorchScript takes twice the time, and keeps the state of one stream.
+Source: silero-vad 6.2.3 (MIT), `silero_vad.jit` (the wheel's safetensors file holds weights of another version); rules: its VADIterator,
+and ours where VadConfig says so.
+"""
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nim4.config import RecipeError, VadConfig
+from nim4.corpus.feats import SAMPLING_RATE_HZ, checked_samples
+
+WINDOW_SAMPLES = 512  # silero's, at 16 kHz
+CONTEXT_SAMPLES = 64  # of the window before, which the network sees again
+PIECE_SAMPLES = 160_000  # of a recording, at once, so that an hour is not copied
+QUIET_WINDOWS = 3  # ours: a cut is made in the middle of the quietest 96 ms, since single windows are quiet inside of stops, too
+
+
+class _Silero(nn.Module):
+    """Silero's network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft = nn.Conv1d(1, 258, 256, stride=128, bias=False)
+        sizes = ((129, 128, 1), (128, 64, 2), (64, 64, 2), (64, 128, 1))
+        self.encoder = nn.ModuleList(nn.Conv1d(before, after, 3, stride=stride, padding=1) for before, after, stride in sizes)
+        self.rnn = nn.LSTMCell(128, 128)
+        self.decoder = nn.Conv1d(128, 1, 1)
+
+    def forward(self, window: Tensor, state: tuple[Tensor, Tensor]) -> tuple[float, tuple[Tensor, Tensor]]:
+        """(576,) float32 samples and the state before them, two of (1, 128) -> probability of speech, and the state behind them."""
+        spectrum = self.stft(F.pad(window[None, None], (0, CONTEXT_SAMPLES), mode="reflect"))
+        x = (spectrum[:, :129].square() + spectrum[:, 129:].square()).sqrt()
+        for conv in self.encoder:
+            x = conv(x).relu_()
+        state = self.rnn(x[..., 0], state)
+        return float(self.decoder(state[0].relu()[..., None]).sigmoid()), state
+
+
+@functools.cache
+def _silero() -> _Silero:
+    found = importlib.util.find_spec("silero_vad")
+    if found is None or not found.submodule_search_locations:
+        raise RecipeError("silero-vad", expected="it to be installed", found="no such package", fix="pip install silero-vad==6.2.3")
+    path = Path(found.submodule_search_locations[0]) / "data" / "silero_vad.jit"
+    if not path.is_file():
+        raise RecipeError(path, expected="the weights of silero-vad 6.2.3", found="no such file", fix="pip install silero-vad==6.2.3")
+    weights = {}
+    for name, tensor in torch.jit.load(path, map_location="cpu").state_dict().items():
+        if name.startswith("_model."):  # the other one is for 8 kHz
+            name = name.removeprefix("_model.").replace("forward_basis_buffer", "weight").replace("reparam_conv.", "")
+            weights[name.replace("decoder.rnn", "rnn").replace("decoder.decoder.2", "decoder")] = tensor
+    network = _Silero()
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
+
+
+class SpeechProbability:
+    """Probability of speech in each window of a stream, on the CPU.
+
+    Raises:
+        RecipeError: if silero-vad is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._network = _silero()
+        self._context = torch.zeros(CONTEXT_SAMPLES)
+        self._state = (torch.zeros(1, 128), torch.zeros(1, 128))
+
+    @torch.inference_mode()
+    def __call__(self, window: Tensor) -> float:
+        """Takes the next (512,) float32 samples in [-1, 1] at 16 kHz."""
+        seen = torch.cat([self._context, window])
+        probability, self._state = self._network(seen, self._state)
+        self._context = seen[-CONTEXT_SAMPLES:]
+        return probability
+
+
+@dataclass(frozen=True)
+class VadEvent:
+    """Speech started or stopped at a sample, counted from the start of the stream, padding included."""
+
+    kind: Literal["speech_started", "speech_stopped"]
+    sample: int
+
+
+class VoiceActivity:
+    """Segments of speech in one stream, as its samples come.
+
+    Events alternate, begin with speech_started, and their samples never fall; a segment that becomes too long is stopped at its quietest
+    late point, and the next one starts at the same sample. `finish` stops what is going on. Less than a window of samples is kept.
+
+    Raises:
+        RecipeError: if silero-vad is not installed, or a setting is out of its range.
+    """
+
+    def __init__(self, config: VadConfig | None = None):
+        self._config = config = config or VadConfig()
+        check(config)
+        self._probability = SpeechProbability()
+        self._waiting = torch.zeros(0)  # less than a window
+        self._padding, self._max = samples_of(config.padding_s), samples_of(config.max_segment_s)
+        self._heard = 0  # samples in whole windows
+        self._stopped = 0  # where the last segment ended
+        self._candidate: int | None = None  # where speech may have begun, while that is not yet sure
+        self._start: int | None = None  # of the segment that is going on
+        self._silence: int | None = None  # where it became silent in it
+        self._energies: list[float] = []  # of the last few windows
+        self._first_cut = 0  # where the segment may be cut at the earliest
+        self._quietest = (0.0, 0)  # energy and place of the best cut so far
+        self._finished = False
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a segment is going on."""
+        return self._start is not None
+
+    @property
+    def settled(self) -> int:
+        """No event to come is before this sample: in a segment, all up to here is of it; outside, of none."""
+        if self._start is None:
+            return max(self._stopped, (self._heard if self._candidate is None else self._candidate) - self._padding)
+        silence = self._heard if self._silence is None else self._silence + self._padding
+        return min(self._heard, silence, self._quietest[1])
+
+    def push(self, samples: np.ndarray) -> list[VadEvent]:
+        """The events that (N,) float32 samples in [-1, 1] at 16 kHz complete.
+
+        Raises:
+            ValueError: if they are of another shape, type or scale; the stream goes on without them.
+            RuntimeError: after `finish`.
+        """
+        if self._finished:
+            raise RuntimeError("push() came after finish(): a new stream needs a new VoiceActivity")
+        x = torch.cat([self._waiting, checked_samples(samples, SAMPLING_RATE_HZ)])
+        whole = len(x) - len(x) % WINDOW_SAMPLES
+        self._waiting = x[whole:].clone()
+        return [event for window in x[:whole].split(WINDOW_SAMPLES) for event in self._hear(window)] if whole else []
+
+    def finish(self) -> list[VadEvent]:
+        """The events that the end of the stream completes."""
+        if self._finished:
+            raise RuntimeError("finish() came twice: a new stream needs a new VoiceActivity")
+        self._finished = True
+        total = self._heard + len(self._waiting)
+        events: list[VadEvent] = []
+        if len(self._waiting):
+            events = self._hear(F.pad(self._waiting, (0, WINDOW_SAMPLES - len(self._waiting))))
+        if self._start is not None:
+            events.append(self._stop(self._heard if self._silence is None else self._silence + self._padding))
+        return [VadEvent(event.kind, min(event.sample, total)) for event in events]
+
+    def _hear(self, window: Tensor) -> list[VadEvent]:
+        config, start = self._config, self._heard
+        probability = self._probability(window)
+        self._heard += WINDOW_SAMPLES
+        self._energies = [*self._energies[1 - QUIET_WINDOWS :], float(window.square().sum())]
+        if self._start is None:
+            return self._outside(start, probability >= config.threshold)
+        if probability >= config.threshold:
+            self._silence = None
+        elif self._silence is None and probability < config.threshold - config.hysteresis:
+            self._silence = start
+        return self._inside()
+
+    def _outside(self, start: int, is_speech: bool) -> list[VadEvent]:
+        if not is_speech:
+            self._candidate = None
+            return []
+        self._candidate = start if self._candidate is None else self._candidate
+        if self._heard - self._candidate < samples_of(self._config.min_speech_s):
+            return []
+        event = self._begin(max(self._stopped, self._candidate - self._padding))
+        return [event, *self._inside()]
+
+    def _inside(self) -> list[VadEvent]:
+        if self._silence is not None and self._heard - self._silence >= samples_of(self._config.min_silence_s):
+            return [self._stop(self._silence + self._padding)]
+        energy, cut = sum(self._energies), self._heard - QUIET_WINDOWS * WINDOW_SAMPLES // 2
+        if cut >= self._first_cut and energy <= self._quietest[0]:
+            self._quietest = (energy, cut)
+        if self._heard + WINDOW_SAMPLES - self._start <= self._max:
+            return []
+        cut, silence = self._quietest[1], self._silence
+        if silence is not None and cut >= silence:  # it was about to end: nothing but silence is behind the cut
+            return [self._stop(min(cut, silence + self._padding))]
+        stopped = self._stop(cut)
+        started = self._begin(cut)
+        self._silence = silence
+        return [stopped, started]
+
+    def _begin(self, sample: int) -> VadEvent:
+        self._start, self._candidate, self._silence = sample, None, None
+        self._first_cut = sample + self._max - samples_of(self._config.cut_search_s)
+        self._quietest = (float("inf"), self._first_cut)
+        return VadEvent("speech_started", sample)
+
+    def _stop(self, sample: int) -> VadEvent:
+        self._start, self._stopped = None, min(sample, self._heard)
+        return VadEvent("speech_stopped", self._stopped)
+
+
+def segments(samples: np.ndarray, config: VadConfig | None = None) -> list[tuple[int, int]]:
+    """Where somebody speaks in a whole recording: (start, end) in samples, end exclusive, in order and without overlap.
+
+    Args:
+        samples: (N,) float32 in [-1, 1] at 16 kHz; N may be 0.
+    Raises:
+        ValueError, RecipeError: as VoiceActivity.
+    """
+    activity = VoiceActivity(config)
+    pieces = (samples[start : start + PIECE_SAMPLES] for start in range(0, len(samples), PIECE_SAMPLES))
+    events = [event.sample for piece in pieces for event in activity.push(piece)] + [event.sample for event in activity.finish()]
+    return [(start, end) for start, end in zip(events[::2], events[1::2], strict=True) if start < end]
+
+
+def samples_of(seconds: float) -> int:
+    """Samples of a duration."""
+    return round(seconds * SAMPLING_RATE_HZ)
+
+
+def check(config: VadConfig) -> None:
+    """Raises RecipeError if a setting is out of its range."""
+    quiet_s = QUIET_WINDOWS * WINDOW_SAMPLES / SAMPLING_RATE_HZ
+    most_padding_s = min(config.min_silence_s, config.max_segment_s / 4)
+    for name, expected, is_good in (
+        ("threshold", "0 to 1", 0 <= config.threshold <= 1),
+        ("hysteresis", "0 to 1", 0 <= config.hysteresis <= 1),
+        ("min_speech_s", "0 to 1", 0 <= config.min_speech_s <= 1),
+        ("min_silence_s", "0.032 to 10", 0.032 <= config.min_silence_s <= 10),
+        ("max_segment_s", "2 to 60", 2 <= config.max_segment_s <= 60),
+        ("padding_s", f"0 to {most_padding_s:g}, min_silence_s or a quarter of max_segment_s", 0 <= config.padding_s <= most_padding_s),
+        ("cut_search_s", f"{2 * quiet_s:g} to half of max_segment_s", 2 * quiet_s <= config.cut_search_s <= config.max_segment_s / 2),
+    ):
+        if not is_good:
+            raise RecipeError(f"vad.{name}", expected=expected, found=getattr(config, name), fix="correct it, or leave it out")
