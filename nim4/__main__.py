@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, hotwords and entropy."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords and entropy."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add_transcribe(commands)
     add_stream(commands)
+    add_serve(commands)
     add_hotwords(commands)
     add_entropy(commands)
     return parser
@@ -133,6 +134,53 @@ def show(hypothesis: Any) -> None:
     while display_width(text[start:]) >= shutil.get_terminal_size().columns:
         start += 1
     print(f"\r\x1b[K{text[start : max(num_settled, start)]}\x1b[2m{text[max(num_settled, start) :]}\x1b[0m", end="", flush=True)
+
+
+def add_serve(commands: Any) -> None:
+    from nim4.serve.limits import KEYS_VARIABLE, Limits
+
+    about = "Recordings over HTTP and streams over a WebSocket, with the event names of OpenAI's interface: see docs/serving.md."
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = commands.add_parser("serve", description=about, help="a server of recordings and streams", formatter_class=defaults)
+    parser.add_argument("--model", type=Path, required=True, help="model folder of stages 4 to 9")
+    parser.add_argument(
+        "--hotword-index", type=Path, action="append", default=[], help="folder of an index that clients may name by the folder's name; repeatable"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of this machine's")
+    parser.add_argument("--port", type=int, default=8000, help="0 is any free one")
+    parser.add_argument("--api-keys", type=Path, help=f"file of accepted keys, one a line; none = those of {KEYS_VARIABLE}, else no key is needed")
+    parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
+    parser.add_argument("--max-sessions", type=int, default=Limits.max_sessions, help="streams at the same time")
+    parser.add_argument("--requests-per-minute", type=int, default=Limits.requests_per_minute, help="of a key, or of an address without keys")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.set_defaults(run=serve)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serves until SIGTERM or Ctrl-C."""
+    from nim4.serve.limits import Gate, Limits, read_keys
+
+    for name in ("max_sessions", "requests_per_minute"):
+        if getattr(args, name) < 1:
+            raise RecipeError(f"--{name.replace('_', '-')}", expected="at least 1", found=getattr(args, name), fix="leave it out")
+    names = [path.resolve().name for path in args.hotword_index]
+    if len(set(names)) < len(names):
+        raise RecipeError("--hotword-index", expected="folders of different names", found=", ".join(names), fix="rename one")
+    keys = read_keys(args.api_keys)
+    from nim4.serve.app import open_port, serve
+    from nim4.serve.service import Service
+
+    with open_port(args.host, args.port) as listening:  # before the model, so that a taken port is told at once
+        if not keys and not listening.getsockname()[0].startswith("127.") and listening.getsockname()[0] != "::1":
+            stage.log.warning("anyone who can reach this machine can use the server: it has no API keys")
+        from nim4.decode.hotword import HotwordIndex
+        from nim4.model.asr import load_speech_llm
+        from nim4.train.distributed import pick_device
+
+        model, inventory = load_speech_llm(args.model, pick_device(args.device))
+        indexes = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, args.hotword_index, strict=True)}
+        limits = Limits(max_sessions=args.max_sessions, requests_per_minute=args.requests_per_minute)
+        serve(Service(model, indexes, limits), Gate(keys, args.origin, args.requests_per_minute), listening, args.origin)
 
 
 def add_entropy(commands: Any) -> None:
