@@ -158,29 +158,15 @@ def add_serve(commands: Any) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Serves until SIGTERM or Ctrl-C."""
-    from nim4.serve.limits import Gate, Limits, read_keys
+    from nim4.serve import app
+    from nim4.serve.limits import Limits
+    from nim4.train.distributed import pick_device
 
     for name in ("max_sessions", "requests_per_minute"):
         if getattr(args, name) < 1:
             raise RecipeError(f"--{name.replace('_', '-')}", expected="at least 1", found=getattr(args, name), fix="leave it out")
-    names = [path.resolve().name for path in args.hotword_index]
-    if len(set(names)) < len(names):
-        raise RecipeError("--hotword-index", expected="folders of different names", found=", ".join(names), fix="rename one")
-    keys = read_keys(args.api_keys)
-    from nim4.serve.app import open_port, serve
-    from nim4.serve.service import Service
-
-    with open_port(args.host, args.port) as listening:  # before the model, so that a taken port is told at once
-        if not keys and not listening.getsockname()[0].startswith("127.") and listening.getsockname()[0] != "::1":
-            stage.log.warning("anyone who can reach this machine can use the server: it has no API keys")
-        from nim4.decode.hotword import HotwordIndex
-        from nim4.model.asr import load_speech_llm
-        from nim4.train.distributed import pick_device
-
-        model, inventory = load_speech_llm(args.model, pick_device(args.device))
-        indexes = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, args.hotword_index, strict=True)}
-        limits = Limits(max_sessions=args.max_sessions, requests_per_minute=args.requests_per_minute)
-        serve(Service(model, indexes, limits), Gate(keys, args.origin, args.requests_per_minute), listening, args.origin)
+    limits = Limits(max_sessions=args.max_sessions, requests_per_minute=args.requests_per_minute)
+    app.serve(args.model, pick_device(args.device), args.hotword_index, (args.host, args.port), args.api_keys, args.origin, limits)
 
 
 def add_entropy(commands: Any) -> None:

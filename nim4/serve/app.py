@@ -5,10 +5,13 @@ import logging
 import socket as sockets
 import tempfile
 from collections.abc import MutableMapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -20,10 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ
-from nim4.serve.limits import Gate, Refused, checked_language
+from nim4.decode.hotword import HotwordIndex
+from nim4.model.asr import load_speech_llm
+from nim4.serve.limits import Gate, Limits, Refused, read_keys
 from nim4.serve.realtime import Connection
 from nim4.serve.service import Service, read_upload
-from nim4.serve.settings import hints_of
+from nim4.serve.settings import checked_language, hints_of
 
 FORMATS = ("json", "text", "verbose_json")
 FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "index"}
@@ -61,7 +66,7 @@ def make_app(service: Service, gate: Gate, origins: Sequence[str] = ()) -> FastA
 
     @app.exception_handler(HTTPException)
     async def not_served(request: Request, error: HTTPException) -> Response:
-        return answer(Refused(error.status_code, "bad_request", str(error.detail)))
+        return answer(Refused(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"), str(error.detail)))
 
     app.add_middleware(Guard, service=service, gate=gate)
     if origins:
@@ -147,16 +152,7 @@ async def transcription(request: Request, service: Service) -> Response:
         raise Refused(503, "too_many_uploads", f"{service.limits.max_sessions} uploads are being recognised", retry_after_s=5)
     service.metrics.gauges["uploads"] += 1
     try:
-        try:
-            async with asyncio.timeout(service.limits.upload_s):
-                form = await request.form(max_files=1, max_fields=len(FIELDS))
-        except TimeoutError as error:
-            raise Refused(408, "upload_too_slow", f"an upload takes at most {service.limits.upload_s:g} s") from error
-        async with form:
-            upload, options = checked_form(form, service)
-            with tempfile.NamedTemporaryFile(prefix="nim4-") as file:
-                await asyncio.to_thread(copy, upload, file)
-                samples = await asyncio.to_thread(read_upload, Path(file.name))
+        samples, options = await received(request, service)
         text = await service.transcribe(samples, options["hotwords"], options["index"])
     finally:
         service.metrics.gauges["uploads"] -= 1
@@ -168,6 +164,22 @@ async def transcription(request: Request, service: Service) -> Response:
     seconds = round(len(samples) / SAMPLING_RATE_HZ, 3)
     segments = [{"id": 0, "start": 0.0, "end": seconds, "text": text}]
     return JSONResponse({"task": "transcribe", "language": options["language"], "duration": seconds, "text": text, "segments": segments})
+
+
+async def received(request: Request, service: Service) -> tuple[np.ndarray, dict[str, Any]]:
+    """The samples of an upload, as read_upload gives them, and the options of checked_form. Raises Refused."""
+    try:
+        async with asyncio.timeout(service.limits.upload_s):
+            form = await request.form(max_files=1, max_fields=len(FIELDS))
+    except TimeoutError as error:
+        raise Refused(408, "upload_too_slow", f"an upload takes at most {service.limits.upload_s:g} s") from error
+    try:
+        upload, options = checked_form(form, service)
+        with tempfile.NamedTemporaryFile(prefix="nim4-") as file:
+            await asyncio.to_thread(copy, upload, file)
+            return await asyncio.to_thread(read_upload, Path(file.name)), options
+    finally:
+        await form.close()
 
 
 def checked_form(form: FormData, service: Service) -> tuple[UploadFile, dict[str, Any]]:
@@ -255,12 +267,35 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(service: Service, gate: Gate, listening: sockets.socket, origins: Sequence[str] = ()) -> None:
-    """Serves until a signal comes."""
-    host, port = listening.getsockname()[:2]
-    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    try:
-        Server(make_app(service, gate, origins), service).run([listening])
-    finally:
-        service.close()
-    log.info("ended")
+def serve(
+    model: Path, device: torch.device, indexes: Sequence[Path], address: tuple[str, int], keys: Path | None, origins: Sequence[str], limits: Limits
+) -> None:
+    """Serves until a signal comes.
+
+    Args:
+        model: folder of stages 4 to 9.
+        indexes: folders of hotword indexes, which clients name by the folder's name.
+        address: host and port.
+        keys: file of API keys, see read_keys.
+        origins: web pages of other hosts that may use the server.
+    Raises:
+        RecipeError: if a folder or file is wrong, or the port is taken.
+    """
+    names = [path.resolve().name for path in indexes]
+    if len(set(names)) < len(names):
+        raise RecipeError("--hotword-index", expected="folders of different names", found=", ".join(names), fix="rename one")
+    accepted = read_keys(keys)
+    with open_port(*address) as listening:  # before the model is read, so that a taken port is told at once
+        host, port = listening.getsockname()[:2]
+        if not accepted and not host.startswith("127.") and host != "::1":
+            log.warning("anyone who can reach this machine can use the server: it has no API keys")
+        speech_llm, inventory = load_speech_llm(model, device)
+        loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
+        service = Service(speech_llm, loaded, limits)
+        app = make_app(service, Gate(accepted, origins, limits.requests_per_minute), origins)
+        log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        try:
+            Server(app, service).run([listening])
+        finally:
+            service.close()
+        log.info("ended")

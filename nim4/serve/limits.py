@@ -11,12 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nim4.config import RecipeError
-from nim4.decode.hotword_hints import MAX_HINTS
 
 KEYS_VARIABLE = "NIM4_API_KEYS"
 KEY_PROTOCOL = "openai-insecure-api-key."  # how a browser gives its key: as a subprotocol, since it cannot set headers of a WebSocket
-MAX_HOTWORD_CHARS = 50  # ours: a hint is a name
-LANGUAGES = ("zh", "en")
 
 
 @dataclass(frozen=True)
@@ -158,23 +155,3 @@ class Gate:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()  # of equal length, as compare_digest wants
-
-
-def checked_hotwords(words: Iterable[Any], param: str) -> tuple[str, ...]:
-    """Hints given by hand, each once. Raises Refused for what is no list of short texts, or too long."""
-    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-        raise Refused(400, "invalid_value", f"{param} must be a list of texts", param)
-    if len(words) > MAX_HINTS:
-        raise Refused(400, "too_many_hotwords", f"at most {MAX_HINTS} hotwords, not {len(words)}: more belong in an index", param)
-    if any(len(word) > MAX_HOTWORD_CHARS for word in words):
-        raise Refused(400, "hotword_too_long", f"a hotword has at most {MAX_HOTWORD_CHARS} characters", param)
-    if not all(word.strip().isprintable() for word in words):
-        raise Refused(400, "invalid_value", f"{param} must be printable", param)
-    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
-
-
-def checked_language(language: Any) -> str | None:
-    """The language a client says they speak; the model hears by itself which it is. Raises Refused for one it was not made for."""
-    if language not in (None, "", *LANGUAGES):
-        raise Refused(400, "unsupported_language", f"language must be one of {', '.join(LANGUAGES)}, or be left out", "language")
-    return language or None

@@ -1,16 +1,19 @@
-"""What a client may set about its stream: our fields, and where OpenAI's session messages have them."""
+"""What a client may set, and what is wrong with it: fields of a stream, ours and where OpenAI's session messages have them, and of an upload."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.decode.encoder import ENCODER_FRAME_MS
+from nim4.decode.hotword_hints import MAX_HINTS
 from nim4.decode.streaming import DEPLOYED
-from nim4.serve.limits import Refused, checked_hotwords, checked_language
+from nim4.serve.limits import Refused
 from nim4.serve.service import CHUNKS_MS, Service
 
+MAX_HOTWORD_CHARS = 50  # ours: a hint is a name
+LANGUAGES = ("zh", "en")
 TRANSCRIPTIONS = ("audio.input.transcription.", "input_audio_transcription.")  # of today's messages, and of those before them
 OBJECTS = {"audio", "audio.input", "audio.input.format", *(name.rstrip(".") for name in TRANSCRIPTIONS)}
 FIXED: dict[str, Any] = {  # what OpenAI's clients may say, when they say what is so
@@ -94,3 +97,23 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, name + ".")
         elif value is not None or name not in OBJECTS:
             yield name, value
+
+
+def checked_hotwords(words: Iterable[Any], param: str) -> tuple[str, ...]:
+    """Hints given by hand, each once. Raises Refused for what is no list of short texts, or too long."""
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise Refused(400, "invalid_value", f"{param} must be a list of texts", param)
+    if len(words) > MAX_HINTS:
+        raise Refused(400, "too_many_hotwords", f"at most {MAX_HINTS} hotwords, not {len(words)}: more belong in an index", param)
+    if any(len(word) > MAX_HOTWORD_CHARS for word in words):
+        raise Refused(400, "hotword_too_long", f"a hotword has at most {MAX_HOTWORD_CHARS} characters", param)
+    if not all(word.strip().isprintable() for word in words):
+        raise Refused(400, "invalid_value", f"{param} must be printable", param)
+    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+
+
+def checked_language(language: Any) -> str | None:
+    """The language a client says they speak; the model hears by itself which it is. Raises Refused for one it was not made for."""
+    if language not in (None, "", *LANGUAGES):
+        raise Refused(400, "unsupported_language", f"language must be one of {', '.join(LANGUAGES)}, or be left out", "language")
+    return language or None
