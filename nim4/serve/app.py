@@ -221,14 +221,16 @@ def open_port(host: str, port: int) -> sockets.socket:
     Raises:
         RecipeError: if the port is taken or the address is none of this machine's.
     """
+    where = f"--host {host} --port {port}"
+    if not 0 <= port < 1 << 16:
+        raise RecipeError(where, expected="a port between 0 and 65535", found=port, fix="correct it")
     try:
         family, kind, protocol, _, address = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)[0]
         listening = sockets.socket(family, kind, protocol)
         listening.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)  # a port that was used a moment ago is free
         listening.bind(address)
         listening.listen(2048)
-    except (OSError, OverflowError) as error:
-        where = f"--host {host} --port {port}"
+    except OSError as error:
         raise RecipeError(where, expected="a free port of this machine", found=error, fix="stop the other server, or use another port") from error
     return listening
 
