@@ -73,7 +73,7 @@ def test_bad_files(server):
     ):
         assert code_of(server.post(data)) == (400, "invalid_audio")
     assert code_of(server.post(file_of(np.zeros(61 * 8000), 8000))) == (400, "audio_too_long")
-    assert code_of(server.post(file_of(np.zeros(10 * 3600 * 8000, np.int16), 8000, format="FLAC"))) == (400, "audio_too_long")
+    assert code_of(server.post(file_of(np.zeros(1800 * 8000, np.int16), 8000, format="FLAC"))) == (400, "audio_too_long")
 
 
 def test_a_wav_from_a_pipe_does_not_know_its_length(server):
