@@ -294,6 +294,7 @@ def serve(
         speech_llm, inventory = load_speech_llm(model, device)
         loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
         service = Service(speech_llm, loaded, limits)
+        service.warm_up()
         app = make_app(service, Gate(accepted, origins, limits.requests_per_minute), origins)
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         try:

@@ -136,7 +136,7 @@ class Connection:
         """Ends the stream with the final text of what has been said; what the client sends from now on is not heard."""
         if not self._stopping:
             self._stopping = True
-            self._line.put_nowait(partial(self._finish, code, reason))
+            self._line.put_nowait(partial(self._finish, code, reason, time.monotonic()))
 
     # ------------------------------------------------------------------------------------------------- what the client sends
 
@@ -251,9 +251,9 @@ class Connection:
             self._service.forget(utterance.session)
         await self._send("input_audio_buffer.cleared")
 
-    async def _finish(self, code: int, reason: str) -> NoReturn:
+    async def _finish(self, code: int, reason: str, came_s: float) -> NoReturn:
         if self._utterance is not None:
-            await self._commit(time.monotonic())
+            await self._commit(came_s)
         raise Closing(code, reason)
 
     # ------------------------------------------------------------------------------------------------ what the client is told

@@ -59,6 +59,19 @@ class Service:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._one_upload = asyncio.Semaphore(1)
 
+    def warm_up(self) -> None:
+        """Does all kinds of work once, so that no client waits while searches are compiled: seconds, the first time on a machine longer."""
+        self._thread.submit(self._warm_up).result()
+
+    def _warm_up(self) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLING_RATE_HZ).clip(-1, 1).astype(np.float32)
+        for name in (None, *self.indexes):
+            self._transcribe(noise, (), self.index(name))
+            session = self._new_session((), name, DEPLOYED.chunk_frames * ENCODER_FRAME_MS)
+            session.append(noise)
+            session.partial()
+            session.finalize()
+
     def close(self) -> None:
         """Ends the model thread; what waits there is forgotten."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -15,10 +15,12 @@ import torch
 from running_server import RunningServer, as_float, pcm, wait_for
 from websockets.exceptions import InvalidStatus
 
+from nim4.corpus.hotword_list import ListReport, Name, make_keys
+from nim4.decode.hotword import HotwordIndex
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve.limits import Limits
-from nim4.serve.realtime import Connection
+from nim4.serve.realtime import Connection, hear_chunk
 from nim4.serve.service import Service
 
 HOTWORDS = ["北京", "上海"]
@@ -117,6 +119,40 @@ def test_streams_at_the_same_time_do_not_hear_each_other(server, model):
         texts = list(pool.map(speak, range(6)))
     assert texts == [final_of(model, pcm(1.5 + seed / 10, seed=seed)) for seed in range(6)]
     assert len(set(texts)) > 1
+
+
+def test_a_stream_that_has_much_to_say_does_not_hold_up_another(server, monkeypatch):
+    def slowly(session, samples):
+        time.sleep(0.02)
+        return hear_chunk(session, samples)
+
+    monkeypatch.setattr("nim4.serve.realtime.hear_chunk", slowly)
+    ended = []
+    with server.stream() as long, server.stream() as short, ThreadPoolExecutor(2) as pool:
+        long.speak(pcm(9.5))
+        short.speak(pcm(0.7))
+        for name, client in (("long", long), ("short", short)):
+            client.send("stop")
+            pool.submit(lambda name=name, client=client: ended.append((name, client.rest()[1])))
+    assert ended == [("short", 1000), ("long", 1000)]
+
+
+def test_hints_from_an_index(talkative):
+    model, inventory = load_speech_llm(talkative, torch.device("cpu"))
+    names = [Name(text) for text in ("北京", "上海", "你好")]
+    index = HotwordIndex.build(make_keys(enumerate(names), inventory, ListReport()), inventory)
+    samples = pcm(2.0)
+    session = Recogniser(model, hotwords=index).session()
+    session.append(as_float(samples))
+    with RunningServer(model, {"names": index}) as server, server.stream() as client:
+        server.service.warm_up()
+        client.send("session.update", session={"index": "names"})
+        assert client.event()["session"]["index"] == "names"
+        client.speak(samples)
+        client.send("stop")
+        final = next(event for event in client.rest()[0] if event["type"] == "final")
+    hypothesis = session.finalize()
+    assert (final["text"], tuple(final["hints"])) == (hypothesis.text, hypothesis.hints)
 
 
 def test_what_is_cleared_is_forgotten(server, model):
