@@ -22,8 +22,10 @@ from nim4.decode.encoder import ENCODER_FRAME_MS
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.offline import transcripts, transcripts_with_hotwords
 from nim4.decode.streaming import DEPLOYED, Recogniser, StreamingSession
+from nim4.decode.trie import NONE
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import Context
+from nim4.model.ctc import BLANK
 from nim4.serve.limits import Limits, Refused
 from nim4.serve.metrics import Metrics
 
@@ -71,6 +73,10 @@ class Service:
             session.append(noise)
             session.partial()
             session.finalize()
+        for index in self.indexes.values():
+            log_probs = some_names(index)  # noise finds none, and much is done only when there is one
+            index.search_log_probs(log_probs)
+            index.stream_lattice().push(log_probs, final=True)
 
     def close(self) -> None:
         """Ends the model thread; what waits there is forgotten."""
@@ -156,6 +162,19 @@ class Service:
         if index is None:
             return transcripts(self._model, [samples], hints=[hotwords])[0]
         return transcripts_with_hotwords(self._model, [samples], index, given=hotwords)[0][0]
+
+
+def some_names(index: HotwordIndex) -> np.ndarray:
+    """(S, V) float32 log-probabilities, as if two names of the index were said clearly, a Mandarin and an English one if it has both."""
+    trie, phones = index.state.base.trie, np.zeros(0, np.uint8)
+    for node in {1, int(trie.first[1]) - 1} if trie.num_keys else ():  # below the root, by rising id; those of English are the highest
+        while trie.key[node] == NONE:
+            node = int(trie.first[node])
+        phones = np.concatenate([phones, trie.phones_to(node)])
+    log_probs = np.full((2 * len(phones) + 1, len(index.inventory)), -20.0, np.float32)
+    log_probs[::2, BLANK] = 0.0
+    log_probs[np.arange(len(phones)) * 2 + 1, phones] = 0.0
+    return log_probs
 
 
 def read_upload(path: Path) -> np.ndarray:

@@ -21,7 +21,7 @@ from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve.limits import Limits
 from nim4.serve.realtime import Connection, hear_chunk
-from nim4.serve.service import Service
+from nim4.serve.service import Service, some_names
 
 HOTWORDS = ["北京", "上海"]
 
@@ -145,6 +145,7 @@ def test_hints_from_an_index(talkative):
     session = Recogniser(model, hotwords=index).session()
     session.append(as_float(samples))
     with RunningServer(model, {"names": index}) as server, server.stream() as client:
+        assert index.search_log_probs(some_names(index))
         server.service.warm_up()
         client.send("session.update", session={"index": "names"})
         assert client.event()["session"]["index"] == "names"
