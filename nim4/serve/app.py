@@ -32,6 +32,7 @@ from nim4.serve.settings import checked_language, hints_of
 
 FORMATS = ("json", "text", "verbose_json")
 FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "index"}
+UNREAD_MS = 20_000  # ours: the kernel drops a connection whose other end has taken nothing for so long, and what was to be sent there
 PATHS = ("/v1/audio/transcriptions", "/v1/realtime", "/metrics", "/healthz")
 
 log = logging.getLogger("nim4")
@@ -228,6 +229,8 @@ def open_port(host: str, port: int) -> sockets.socket:
         family, kind, protocol, _, address = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)[0]
         listening = sockets.socket(family, kind, protocol)
         listening.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)  # a port that was used a moment ago is free
+        if hasattr(sockets, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+            listening.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, UNREAD_MS)
         listening.bind(address)
         listening.listen(2048)
     except OSError as error:

@@ -29,7 +29,7 @@ class Limits:
         idle_s: a stream without a message for so long ends.
         max_ahead_s: so much audio may come faster than it is spoken.
         max_behind_s: when so much audio waits to be recognised, the server has too much to do.
-        max_waiting: messages of one stream that wait.
+        max_waiting: messages of one stream that wait; more than max_behind_s of audio in pieces of 10 ms.
         stalled_s: a client that takes nothing for so long has stopped reading.
         ping_s: seconds between pings of a stream; a client that does not answer in as many is gone.
         requests_per_minute: of one key, streams counted when they begin; without keys, of one address.
@@ -44,7 +44,7 @@ class Limits:
     idle_s: float = 60.0
     max_ahead_s: float = 10.0
     max_behind_s: float = 20.0
-    max_waiting: int = 1000
+    max_waiting: int = 5000
     stalled_s: float = 10.0
     ping_s: float = 20.0
     requests_per_minute: int = 600
