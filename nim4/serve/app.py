@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import uvicorn
-from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -103,8 +103,8 @@ class Guard:
         except Refused as refused:
             await answer(refused)(scope, receive, counted)
             self._service.metrics.count("refused_total", reason=refused.code)
-        except ClientDisconnect:
-            log.info("a client vanished during its upload")
+        except (ClientDisconnect, WebSocketDisconnect):
+            log.info("a client vanished before it was served")
         except Exception:
             log.exception("%s failed", scope["path"])
             if status:

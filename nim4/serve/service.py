@@ -126,13 +126,16 @@ class Service:
     async def drain(self) -> None:
         """Takes nothing new, gives open streams Limits.drain_s to finish, then ends them with their final texts."""
         self.draining = True
-        for left_s, stop in ((self.limits.drain_s, False), (self.limits.stalled_s, True)):
-            if stop:
-                for stream in list(self.streams):
-                    stream.stop(1001, "the server is going away")
-            end_s = asyncio.get_running_loop().time() + left_s
-            while self.streams and asyncio.get_running_loop().time() < end_s:
-                await asyncio.sleep(0.02)
+        await self._until_empty(self.limits.drain_s)
+        for stream in list(self.streams):
+            stream.stop(1001, "the server is going away")
+        await self._until_empty(self.limits.stalled_s)
+
+    async def _until_empty(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.streams:
+                    await asyncio.sleep(0.02)
 
     async def session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int) -> StreamingSession:
         """A new stream of the model.

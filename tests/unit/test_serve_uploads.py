@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from running_server import RunningServer, as_float, pcm
+from running_server import RunningServer, as_float, pcm, wait_for
 
 from nim4.config import RecipeError
 from nim4.decode.offline import transcripts
@@ -120,6 +120,31 @@ def test_an_upload_that_never_ends(model):
         connection.endheaders(b"--x\r\n")
         assert connection.getresponse().status == 408
         connection.close()
+
+
+def test_a_client_that_vanishes_during_its_upload(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.putrequest("POST", "/v1/audio/transcriptions")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"--x\r\n")
+    wait_for(lambda: server.service.metrics.gauges["uploads"] == 1)
+    connection.close()
+    wait_for(lambda: server.service.metrics.gauges["uploads"] == 0)
+    assert server.post(file_of(pcm(0.2)))[0] == 200
+
+
+def test_too_many_uploads(model):
+    with RunningServer(model, max_sessions=1) as server:
+        release = threading.Event()
+        server.service._thread.submit(release.wait, 10)
+        upload = threading.Thread(target=server.post, args=(file_of(pcm(0.2)),))
+        upload.start()
+        wait_for(lambda: server.service.metrics.gauges["model_jobs"] == 1)
+        assert code_of(server.post(file_of(pcm(0.2)))) == (503, "too_many_uploads")
+        release.set()
+        upload.join(10)
+        assert server.post(file_of(pcm(0.2)))[0] == 200
 
 
 def test_keys(model):
