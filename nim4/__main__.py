@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, hotwords and entropy."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords and entropy."""
 
 import argparse
 import json
@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add_transcribe(commands)
     add_stream(commands)
+    add_serve(commands)
     add_hotwords(commands)
     add_entropy(commands)
     return parser
@@ -147,6 +148,39 @@ def show(update: Any) -> None:
     while display_width(text[start:]) >= shutil.get_terminal_size().columns:
         start += 1
     print(f"\r\x1b[K{text[start : max(num_settled, start)]}\x1b[2m{text[max(num_settled, start) :]}\x1b[0m", end="", flush=True)
+
+
+def add_serve(commands: Any) -> None:
+    from nim4.serve.limits import KEYS_VARIABLE, Limits
+
+    about = "Recordings over HTTP and streams over a WebSocket, with the event names of OpenAI's interface: see docs/serving.md."
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = commands.add_parser("serve", description=about, help="a server of recordings and streams", formatter_class=defaults)
+    parser.add_argument("--model", type=Path, required=True, help="model folder of stages 4 to 9")
+    parser.add_argument(
+        "--hotword-index", type=Path, action="append", default=[], help="folder of an index that clients may name by the folder's name; repeatable"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all of this machine's")
+    parser.add_argument("--port", type=int, default=8000, help="0 is any free one")
+    parser.add_argument("--api-keys", type=Path, help=f"file of accepted keys, one a line; none = those of {KEYS_VARIABLE}, else no key is needed")
+    parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
+    parser.add_argument("--max-sessions", type=int, default=Limits.max_sessions, help="streams at the same time")
+    parser.add_argument("--requests-per-minute", type=int, default=Limits.requests_per_minute, help="of a key, or of an address without keys")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.set_defaults(run=serve)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serves until SIGTERM or Ctrl-C."""
+    from nim4.serve import app
+    from nim4.serve.limits import Limits
+    from nim4.train.distributed import pick_device
+
+    for name in ("max_sessions", "requests_per_minute"):
+        if getattr(args, name) < 1:
+            raise RecipeError(f"--{name.replace('_', '-')}", expected="at least 1", found=getattr(args, name), fix="leave it out")
+    limits = Limits(max_sessions=args.max_sessions, requests_per_minute=args.requests_per_minute)
+    app.serve(args.model, pick_device(args.device), args.hotword_index, (args.host, args.port), args.api_keys, args.origin, limits)
 
 
 def add_entropy(commands: Any) -> None:

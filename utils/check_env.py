@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
-MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick", "pytest-xdist": "xdist"}  # where the module's name is not the package's
+# where the module's name is not the package's
+MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick", "pytest-xdist": "xdist", "opentelemetry-api": "opentelemetry"}
 TORCH_RANGE = ((2, 11), (2, 13))  # first and last minor version that is accepted
 
 

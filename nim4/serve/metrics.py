@@ -1,0 +1,66 @@
+"""Counters of the server in Prometheus' text format; touched by the event loop's thread only."""
+
+from collections import defaultdict
+
+PREFIX = "nim4_"
+BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.64, 1.0, 2.0, 5.0, 10.0)  # ours: fine below a chunk of 640 ms, where waiting is felt
+COUNTERS = {
+    "requests_total": "HTTP requests answered, by path and status",
+    "sessions_total": "streams that began",
+    "refused_total": "requests and streams turned away, by reason",
+    "closed_total": "streams that ended, by close code; 1006: the client vanished",
+    "audio_seconds_total": "seconds of audio recognised, by kind",
+    "partials_total": "partial texts sent",
+    "finals_total": "final texts sent",
+    "errors_total": "error events sent in streams, by code",
+}
+HISTOGRAMS = {
+    "chunk_seconds": "from the arrival of a chunk's last sample to its text, seconds",
+    "final_seconds": "from the end of speech to the final text, seconds",
+    "transcription_seconds": "a whole recording, waiting included, seconds",
+}
+GAUGES = {"sessions": "streams that are open", "uploads": "recordings that are being read or recognised", "model_jobs": "jobs that wait or run"}
+
+
+class Metrics:
+    """All numbers of one server."""
+
+    def __init__(self) -> None:
+        self.gauges = dict.fromkeys(GAUGES, 0)
+        self._counts: dict[str, dict[str, float]] = {name: defaultdict(float) for name in COUNTERS}
+        self._observed: dict[str, list[int]] = {name: [0] * (len(BUCKETS_S) + 1) for name in HISTOGRAMS}
+        self._sums = dict.fromkeys(HISTOGRAMS, 0.0)
+
+    def count(self, name: str, amount: float = 1, **labels: object) -> None:
+        """Adds to a counter of COUNTERS. Labels must come from a fixed set of values, never from a client."""
+        text = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        self._counts[name][f"{{{text}}}" if text else ""] += amount
+
+    def observe(self, name: str, seconds: float) -> None:
+        """Adds a duration to a histogram of HISTOGRAMS."""
+        self._observed[name][sum(seconds > bound for bound in BUCKETS_S)] += 1
+        self._sums[name] += seconds
+
+    def text(self) -> str:
+        """What /metrics answers.
+
+        Source: Prometheus exposition format, version 0.0.4.
+        """
+        lines = []
+        for name, about in GAUGES.items():
+            lines += [*_head(name, about, "gauge"), f"{PREFIX}{name} {self.gauges[name]}"]
+        for name, about in COUNTERS.items():
+            lines += _head(name, about, "counter")
+            lines += [f"{PREFIX}{name}{labels} {value:g}" for labels, value in self._counts[name].items()]
+        for name, about in HISTOGRAMS.items():
+            lines += _head(name, about, "histogram")
+            below = 0
+            for bound, number in zip([*map(str, BUCKETS_S), "+Inf"], self._observed[name], strict=True):
+                below += number
+                lines.append(f'{PREFIX}{name}_bucket{{le="{bound}"}} {below}')
+            lines += [f"{PREFIX}{name}_sum {self._sums[name]:.6f}", f"{PREFIX}{name}_count {below}"]
+        return "\n".join(lines) + "\n"
+
+
+def _head(name: str, about: str, kind: str) -> list[str]:
+    return [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} {kind}"]

@@ -1,0 +1,295 @@
+"""One stream of a client: messages in, partial and final texts out.
+
+Two tasks: one reads what the client sends, checks it and puts it in line; the other works the line off, so that all answers come in order and
+model work is asked for one job at a time. An utterance ends when the client says so (`input_audio_buffer.commit`, `stop`) or has spoken as
+long as the model can hear; whatever else finds the end of speech has `_commit` to call.
+
+Source: event names are those of OpenAI's Realtime interface for transcription; `partial`, `final` and `stop` are ours.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+from fastapi import WebSocket, WebSocketDisconnect
+
+from nim4.corpus.feats import SAMPLING_RATE_HZ
+from nim4.corpus.manifest import MAX_DURATION_S
+from nim4.decode.streaming import Hypothesis, StreamingSession
+from nim4.serve.limits import Refused
+from nim4.serve.service import Service
+from nim4.serve.settings import StreamSettings, changed
+
+STOPPED, TRY_LATER, FAILED, VANISHED = 1000, 1013, 1011, 1006
+IDLE, STALLED, TOO_LONG, TOO_FAST = 4408, 4409, 4413, 4429
+MAX_UTTERANCE_SAMPLES = round(MAX_DURATION_S * SAMPLING_RATE_HZ)
+
+log = logging.getLogger("nim4")
+
+
+class Closing(Exception):
+    """The stream ends here, with this close code."""
+
+    def __init__(self, code: int, reason: str):
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+@dataclass
+class Utterance:
+    """What is said between two commits.
+
+    Attributes:
+        item_id: its name in events.
+        waiting: samples, (N,) float32, that do not complete a chunk yet.
+        num_samples: all that came, those in `waiting` included.
+        revision: of the text that the client has.
+        told: settled text that went out as deltas.
+    """
+
+    item_id: str
+    session: StreamingSession
+    waiting: list[np.ndarray] = field(default_factory=list)
+    num_samples: int = 0
+    revision: int = 0
+    told: str = ""
+
+    @property
+    def num_missing(self) -> int:
+        """Samples until there is something to do."""
+        chunk = self.session.missing_samples - sum(map(len, self.waiting))
+        return min(chunk, MAX_UTTERANCE_SAMPLES - self.num_samples)
+
+    def pop_waiting(self) -> np.ndarray:
+        """The samples that wait, which do so no longer."""
+        samples = np.concatenate([np.zeros(0, np.float32), *self.waiting])
+        self.waiting = []
+        return samples
+
+
+def hear_chunk(session: StreamingSession, samples: np.ndarray) -> Hypothesis:
+    """Takes samples that complete a chunk. To be run in the model thread."""
+    session.append(samples)
+    return session.partial()
+
+
+def hear_end(session: StreamingSession, samples: np.ndarray) -> Hypothesis:
+    """Takes the last samples of an utterance. To be run in the model thread."""
+    session.append(samples)
+    return session.finalize()
+
+
+class Connection:
+    """A client's stream, from `run` to its close.
+
+    Args:
+        socket: accepted.
+    """
+
+    def __init__(self, socket: WebSocket, service: Service):
+        self._socket, self._service, self._limits = socket, service, service.limits
+        self._id = _new_id("sess")
+        self._settings = StreamSettings()
+        self._line: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._stopping = False
+        self._utterance: Utterance | None = None
+        self._last_item: str | None = None
+        self._ahead_s, self._ahead_at_s = 0.0, time.monotonic()  # audio that came faster than it was spoken, at this time
+        self._behind_s = 0.0  # audio that came and is not recognised
+
+    async def run(self) -> None:
+        """Serves the client until one of the two sides ends it; nothing of it is left then."""
+        code, reason = VANISHED, ""
+        timer = asyncio.get_running_loop().call_later(self._limits.session_s, self.stop, TOO_LONG, "the session has lasted as long as it may")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read())
+                tasks.create_task(self._work())
+        except* Closing as ends:
+            code, reason = ends.exceptions[0].code, ends.exceptions[0].reason
+        except* (WebSocketDisconnect, OSError):
+            log.info("%s: the client is gone", self._id)
+        except* Exception:
+            log.exception("%s: a stream failed", self._id)
+            code, reason = FAILED, "something went wrong in the server"
+        finally:
+            timer.cancel()
+            if self._utterance is not None:
+                self._service.forget(self._utterance.session)
+            self._service.metrics.count("closed_total", code=code)
+        if code != VANISHED:
+            with suppress(TimeoutError, RuntimeError, WebSocketDisconnect, OSError):  # it cannot be told if it is not there
+                async with asyncio.timeout(self._limits.stalled_s):
+                    await self._socket.close(code, reason)
+
+    def stop(self, code: int, reason: str) -> None:
+        """Ends the stream with the final text of what has been said; what the client sends from now on is not heard."""
+        if not self._stopping:
+            self._stopping = True
+            self._line.put_nowait(partial(self._finish, code, reason, time.monotonic()))
+
+    # ------------------------------------------------------------------------------------------------- what the client sends
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_s):
+                    message = await self._socket.receive()
+            except TimeoutError:
+                self.stop(IDLE, f"nothing came for {self._limits.idle_s:g} s")
+                continue
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", VANISHED))
+            if self._stopping:
+                continue
+            try:
+                data = message.get("bytes")
+                if data is not None:
+                    self._take_audio(data, "binary frame")
+                else:
+                    self._take_text(message["text"])
+            except Refused as refused:
+                self._line.put_nowait(partial(self._send_error, refused))
+            if self._line.qsize() > self._limits.max_waiting:
+                raise Closing(TOO_FAST, f"more than {self._limits.max_waiting} messages wait")
+
+    def _take_text(self, text: str) -> None:
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, "invalid_json", "a text message must be JSON") from error
+        kind = message.get("type") if isinstance(message, dict) else None
+        if kind == "input_audio_buffer.append":
+            try:
+                data = base64.b64decode(message.get("audio"), validate=True)
+            except (TypeError, ValueError, binascii.Error) as error:
+                raise Refused(400, "invalid_audio", "audio must be base64", "audio") from error
+            self._take_audio(data, "audio")
+        elif kind in ("session.update", "transcription_session.update"):
+            self._settings = changed(self._settings, message.get("session"), self._service)
+            self._line.put_nowait(partial(self._send, "session.updated", session=self._session()))
+        elif kind == "input_audio_buffer.commit":
+            self._line.put_nowait(partial(self._commit, time.monotonic()))
+        elif kind == "input_audio_buffer.clear":
+            self._line.put_nowait(self._clear)
+        elif kind == "stop":
+            self.stop(STOPPED, "stopped")
+        else:
+            raise Refused(400, "unknown_event", "type must be one of the events in docs/serving.md", "type")
+
+    def _take_audio(self, data: bytes, what: str) -> None:
+        if len(data) % 2:
+            raise Refused(
+                400, "invalid_audio", f"{what} has {len(data)} bytes: 16-bit samples have an even number of them; it was not heard", "audio"
+            )
+        if not data:
+            return
+        samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
+        now_s, audio_s = time.monotonic(), len(samples) / SAMPLING_RATE_HZ
+        self._ahead_s = max(self._ahead_s - (now_s - self._ahead_at_s), 0.0) + audio_s
+        self._ahead_at_s = now_s
+        self._behind_s += audio_s
+        if self._ahead_s > self._limits.max_ahead_s:
+            raise Closing(TOO_FAST, f"audio came more than {self._limits.max_ahead_s:g} s faster than it is spoken: upload recordings instead")
+        if self._behind_s > self._limits.max_behind_s:
+            raise Closing(TRY_LATER, "the server has too much to do")
+        self._line.put_nowait(partial(self._hear, samples, self._settings, now_s))
+
+    # ---------------------------------------------------------------------------------------------------- what is done with it
+
+    async def _work(self) -> NoReturn:
+        await self._send("session.created", session=self._session())
+        while True:
+            await (await self._line.get())()
+
+    async def _hear(self, samples: np.ndarray, settings: StreamSettings, came_s: float) -> None:
+        audio_s = len(samples) / SAMPLING_RATE_HZ
+        while len(samples):
+            if self._utterance is None:
+                session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms)
+                self._utterance = Utterance(_new_id("item"), session)
+            utterance = self._utterance
+            piece, samples = np.split(samples, [utterance.num_missing])
+            utterance.waiting.append(piece)
+            utterance.num_samples += len(piece)
+            if utterance.num_samples == MAX_UTTERANCE_SAMPLES:
+                await self._commit(came_s)
+            elif utterance.num_missing == 0:
+                hypothesis = await self._service.run(hear_chunk, utterance.session, utterance.pop_waiting())
+                await self._tell(utterance, hypothesis)
+                self._service.metrics.observe("chunk_seconds", time.monotonic() - came_s)
+        self._behind_s -= audio_s
+        self._service.metrics.count("audio_seconds_total", audio_s, kind="stream")
+
+    async def _commit(self, came_s: float) -> None:
+        """The end of speech: the final text of the utterance, if there is one."""
+        utterance, self._utterance = self._utterance, None
+        if utterance is None:
+            await self._send_error(Refused(400, "input_audio_buffer_commit_empty", "no audio came since the last commit"))
+            return
+        try:
+            await self._send("input_audio_buffer.committed", item_id=utterance.item_id, previous_item_id=self._last_item)
+            self._last_item = utterance.item_id
+            await self._tell(utterance, await self._service.run(hear_end, utterance.session, utterance.pop_waiting()))
+        finally:
+            self._service.forget(utterance.session)
+        self._service.metrics.observe("final_seconds", time.monotonic() - came_s)
+
+    async def _clear(self) -> None:
+        utterance, self._utterance = self._utterance, None
+        if utterance is not None:
+            self._service.forget(utterance.session)
+        await self._send("input_audio_buffer.cleared")
+
+    async def _finish(self, code: int, reason: str, came_s: float) -> NoReturn:
+        if self._utterance is not None:
+            await self._commit(came_s)
+        raise Closing(code, reason)
+
+    # ------------------------------------------------------------------------------------------------ what the client is told
+
+    async def _tell(self, utterance: Utterance, seen: Hypothesis) -> None:
+        if seen.revision > utterance.revision:
+            utterance.revision = seen.revision
+            more: dict[str, Any] = {} if seen.is_final else {"settled": seen.settled_chars}
+            more |= {"hints": seen.hints, "audio_s": round(seen.audio_s, 3)}
+            kind = "final" if seen.is_final else "partial"
+            await self._send(kind, item_id=utterance.item_id, revision=seen.revision, text=seen.text, **more)
+            self._service.metrics.count(f"{kind}s_total")
+        settled = seen.text[: seen.settled_chars]
+        about = {"item_id": utterance.item_id, "content_index": 0}
+        if settled.startswith(utterance.told) and settled != utterance.told:  # a final text may differ from what was settled
+            await self._send("conversation.item.input_audio_transcription.delta", **about, delta=settled.removeprefix(utterance.told))
+            utterance.told = settled
+        if seen.is_final:
+            usage = {"type": "duration", "seconds": round(seen.audio_s, 3)}
+            await self._send("conversation.item.input_audio_transcription.completed", **about, transcript=seen.text, usage=usage)
+
+    def _session(self) -> dict[str, Any]:
+        return {"id": self._id, "object": "realtime.transcription_session", "type": "transcription", **asdict(self._settings)}
+
+    async def _send_error(self, refused: Refused) -> None:
+        self._service.metrics.count("errors_total", code=refused.code)
+        await self._send("error", error=refused.body)
+
+    async def _send(self, kind: str, **fields: Any) -> None:
+        event = {"type": kind, "event_id": _new_id("event"), **fields}
+        try:
+            async with asyncio.timeout(self._limits.stalled_s):
+                await self._socket.send_text(json.dumps(event))
+        except TimeoutError as error:
+            raise Closing(STALLED, f"the client took nothing for {self._limits.stalled_s:g} s") from error
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex[:20]}"

@@ -1,0 +1,215 @@
+"""What all connections of a server share: one model, one thread that does its work, the indexes, the limits and the counters.
+
+The model thread takes jobs in the order in which they come. That is fair, since a stream has at most one job there, a chunk or a final text,
+and all uploads together have one: nobody waits longer than one job of each of the others.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import soundfile
+
+from nim4.config import RecipeError
+from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_recording
+from nim4.corpus.manifest import MAX_DURATION_S
+from nim4.decode.encoder import ENCODER_FRAME_MS
+from nim4.decode.hotword import HotwordIndex
+from nim4.decode.offline import transcripts, transcripts_with_hotwords
+from nim4.decode.streaming import DEPLOYED, Recogniser, StreamingSession
+from nim4.decode.trie import NONE
+from nim4.model.asr import SpeechLlm
+from nim4.model.conformer import Context
+from nim4.model.ctc import BLANK
+from nim4.serve.limits import Limits, Refused
+from nim4.serve.metrics import Metrics
+
+MODEL_NAME = "nim4-asr"
+CHUNKS_MS = (160, 320, 640, 1280)  # whole embeddings of speech; paper, section 3.6: 640
+LEFT_MS = DEPLOYED.chunk_frames * DEPLOYED.left_chunks * ENCODER_FRAME_MS  # what the encoder sees before a chunk, whatever its size
+RATES_HZ = (8_000, 192_000)  # of recordings
+
+Result = TypeVar("Result")
+
+
+class Stream(Protocol):
+    """A connection, as the service sees it."""
+
+    def stop(self, code: int, reason: str) -> None:
+        """Writes the final text of what has been said, and closes."""
+
+
+class Service:
+    """One server without its network.
+
+    Args:
+        model: in evaluation mode.
+        indexes: hotwords by the name that clients know them under.
+    """
+
+    def __init__(self, model: SpeechLlm, indexes: Mapping[str, HotwordIndex], limits: Limits):
+        self.indexes, self.limits, self.metrics = dict(indexes), limits, Metrics()
+        self.streams: set[Stream] = set()
+        self.draining = False
+        self._model = model
+        self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._one_upload = asyncio.Semaphore(1)
+
+    def warm_up(self) -> None:
+        """Does all kinds of work once, so that no client waits while searches are compiled: seconds, the first time on a machine longer."""
+        self._thread.submit(self._warm_up).result()
+
+    def _warm_up(self) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLING_RATE_HZ).clip(-1, 1).astype(np.float32)
+        for name in (None, *self.indexes):
+            self._transcribe(noise, (), self.index(name))
+            session = self._new_session((), name, DEPLOYED.chunk_frames * ENCODER_FRAME_MS)
+            session.append(noise)
+            session.partial()
+            session.finalize()
+        for index in self.indexes.values():
+            log_probs = some_names(index)  # noise finds none, and much is done only when there is one
+            index.search_log_probs(log_probs)
+            index.stream_lattice().push(log_probs, final=True)
+
+    def close(self) -> None:
+        """Ends the model thread; what waits there is forgotten."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def run(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Runs a function in the model thread. If the caller is cancelled while it waits there, it does not run."""
+        self.metrics.gauges["model_jobs"] += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        finally:
+            self.metrics.gauges["model_jobs"] -= 1
+
+    def forget(self, session: StreamingSession) -> None:
+        """Ends a session, after the job that it may have in the model thread."""
+        with suppress(RuntimeError):  # the thread has ended, and the server with it
+            self._thread.submit(session.abort)
+
+    def index(self, name: Any) -> HotwordIndex | None:
+        """The index of this name; None for None. Raises Refused when there is none."""
+        if name in (None, ""):
+            return None
+        if not isinstance(name, str) or name not in self.indexes:
+            known = ", ".join(self.indexes) or "none"
+            raise Refused(400, "index_not_found", f"no such index of hotwords; this server has: {known}", "index")
+        return self.indexes[name]
+
+    def check_model(self, name: Any) -> None:
+        """Raises Refused for another model than the one that is served."""
+        if name != MODEL_NAME:
+            raise Refused(404, "model_not_found", f"this server has the model {MODEL_NAME!r} only", "model")
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        """Counts an open stream. Raises Refused when there are too many."""
+        if len(self.streams) >= self.limits.max_sessions:
+            raise Refused(503, "too_many_sessions", f"all {self.limits.max_sessions} streams are in use", retry_after_s=5)
+        self.streams.add(stream)
+        self.metrics.count("sessions_total")
+        self.metrics.gauges["sessions"] = len(self.streams)
+        try:
+            yield
+        finally:
+            self.streams.discard(stream)
+            self.metrics.gauges["sessions"] = len(self.streams)
+
+    async def drain(self) -> None:
+        """Takes nothing new, gives open streams Limits.drain_s to finish, then ends them with their final texts."""
+        self.draining = True
+        await self._until_empty(self.limits.drain_s)
+        for stream in list(self.streams):
+            stream.stop(1001, "the server is going away")
+        await self._until_empty(self.limits.stalled_s)
+
+    async def _until_empty(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.streams:
+                    await asyncio.sleep(0.02)
+
+    async def session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int) -> StreamingSession:
+        """A new stream of the model.
+
+        Args:
+            hotwords: hints by hand.
+            index: name of the index in which hints are looked up.
+            chunk_ms: one of CHUNKS_MS.
+        """
+        return await self.run(self._new_session, hotwords, index, chunk_ms)
+
+    def _new_session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int) -> StreamingSession:
+        key = (chunk_ms, index)
+        if key not in self._recognisers:
+            context = Context(chunk_ms // ENCODER_FRAME_MS, LEFT_MS // chunk_ms)
+            self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index))
+        return self._recognisers[key].session(hotwords)
+
+    async def transcribe(self, samples: np.ndarray, hotwords: Sequence[str], index: str | None) -> str:
+        """The text of a whole recording: (N,) float32 in [-1, 1] at 16 kHz."""
+        async with self._one_upload:
+            text = await self.run(partial(self._transcribe, samples, hotwords, self.index(index)))
+        self.metrics.count("audio_seconds_total", len(samples) / SAMPLING_RATE_HZ, kind="upload")
+        return text
+
+    def _transcribe(self, samples: np.ndarray, hotwords: Sequence[str], index: HotwordIndex | None) -> str:
+        if index is None:
+            return transcripts(self._model, [samples], hints=[hotwords])[0]
+        return transcripts_with_hotwords(self._model, [samples], index, given=hotwords)[0][0]
+
+
+def some_names(index: HotwordIndex) -> np.ndarray:
+    """(S, V) float32 log-probabilities, as if two names of the index were said clearly, a Mandarin and an English one if it has both."""
+    trie, phones = index.state.base.trie, np.zeros(0, np.uint8)
+    for node in {1, int(trie.first[1]) - 1} if trie.num_keys else ():  # below the root, by rising id; those of English are the highest
+        while trie.key[node] == NONE:
+            node = int(trie.first[node])
+        phones = np.concatenate([phones, trie.phones_to(node)])
+    log_probs = np.full((2 * len(phones) + 1, len(index.inventory)), -20.0, np.float32)
+    log_probs[::2, BLANK] = 0.0
+    log_probs[np.arange(len(phones)) * 2 + 1, phones] = 0.0
+    return log_probs
+
+
+def read_upload(path: Path) -> np.ndarray:
+    """A recording that a client sent: (N,) float32 in [-1, 1] at 16 kHz, N at least 1.
+
+    Its header is looked at before anything is unpacked, since a small file can hold days of silence.
+
+    Raises:
+        Refused: if it is no audio that soundfile reads, broken, empty, not finite, at a rate outside RATES_HZ, or too long.
+    """
+    try:
+        about = soundfile.info(path)
+    except UNREADABLE as error:
+        raise Refused(400, "invalid_audio", "file is no audio that can be read: WAV, FLAC, Ogg or MP3, whole", "file") from error
+    if not RATES_HZ[0] <= about.samplerate <= RATES_HZ[1]:
+        raise Refused(400, "invalid_audio", f"file is at {about.samplerate} Hz: 8 to 192 kHz can be read", "file")
+    if about.frames > MAX_DURATION_S * about.samplerate:
+        raise Refused(400, "audio_too_long", f"a recording has at most {MAX_DURATION_S:.0f} s: cut it at a pause", "file")
+    if about.frames == 0:
+        raise Refused(400, "invalid_audio", "file holds no samples", "file")
+    if _ends_early(path):
+        raise Refused(400, "invalid_audio", "file is shorter than its header says: it was truncated", "file")
+    try:
+        return read_recording(path)
+    except RecipeError as error:
+        why = str(error.__cause__) if type(error.__cause__) is ValueError else "it is broken or truncated"
+        raise Refused(400, "invalid_audio", f"file cannot be read: {why}", "file") from error
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether a WAV is shorter than it says, which soundfile reads without a word; one that was written to a pipe does not say."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    length = int.from_bytes(head[4:], "little") + 8
+    return head[:4] == b"RIFF" and path.stat().st_size < length < 0x7FFFF000

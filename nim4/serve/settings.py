@@ -1,0 +1,119 @@
+"""What a client may set, and what is wrong with it: fields of a stream, ours and where OpenAI's session messages have them, and of an upload."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nim4.corpus.feats import SAMPLING_RATE_HZ
+from nim4.decode.encoder import ENCODER_FRAME_MS
+from nim4.decode.hotword_hints import MAX_HINTS
+from nim4.decode.streaming import DEPLOYED
+from nim4.serve.limits import Refused
+from nim4.serve.service import CHUNKS_MS, Service
+
+MAX_HOTWORD_CHARS = 50  # ours: a hint is a name
+LANGUAGES = ("zh", "en")
+TRANSCRIPTIONS = ("audio.input.transcription.", "input_audio_transcription.")  # of today's messages, and of those before them
+OBJECTS = {"audio", "audio.input", "audio.input.format", *(name.rstrip(".") for name in TRANSCRIPTIONS)}
+FIXED: dict[str, Any] = {  # what OpenAI's clients may say, when they say what is so
+    "type": "transcription",
+    "input_audio_format": "pcm16",
+    "audio.input.format.type": "audio/pcm",
+    "audio.input.format.rate": SAMPLING_RATE_HZ,
+    "turn_detection": None,
+    "audio.input.turn_detection": None,
+    "input_audio_noise_reduction": None,
+    "audio.input.noise_reduction": None,
+}
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Of one stream; a change holds from the next utterance on.
+
+    Attributes:
+        language: that the client says they speak; changes nothing, the model hears which it is.
+        hotwords: hints by hand.
+        index: name of the index in which hints are looked up.
+        chunk_ms: audio between two partial texts.
+    """
+
+    language: str | None = None
+    hotwords: tuple[str, ...] = ()
+    index: str | None = None
+    chunk_ms: int = DEPLOYED.chunk_frames * ENCODER_FRAME_MS
+
+
+def changed(settings: StreamSettings, session: Any, service: Service) -> StreamSettings:
+    """The settings after a session message; what it does not name stays.
+
+    Args:
+        session: as it came: our fields, or OpenAI's.
+    Raises:
+        Refused: if something is unknown or wrong; then nothing changes.
+    """
+    if not isinstance(session, dict):
+        raise Refused(400, "invalid_value", "session must be an object", "session")
+    new: dict[str, Any] = {}
+    for name, value in _flat(session):
+        inner = name
+        for prefix in TRANSCRIPTIONS:
+            inner = inner.removeprefix(prefix)
+        if name in FIXED:
+            if value != FIXED[name]:
+                raise Refused(400, "unsupported_value", f"{name} must be {FIXED[name] or 'null'}", name)
+        elif inner == "language":
+            new["language"] = checked_language(value)
+        elif inner == "model":
+            service.check_model(value)
+        elif inner == "prompt" and inner != name:
+            new["hotwords"] = hints_of(value)
+        elif name == "hotwords":
+            new["hotwords"] = checked_hotwords(value, name)
+        elif name == "index":
+            service.index(value)
+            new["index"] = value or None
+        elif name == "chunk_ms":
+            if value not in CHUNKS_MS:
+                raise Refused(400, "invalid_value", f"chunk_ms must be one of {', '.join(map(str, CHUNKS_MS))}", name)
+            new["chunk_ms"] = int(value)
+        else:
+            raise Refused(400, "unknown_parameter", "session has a field that this server does not know, see docs/serving.md", name[:100])
+    return replace(settings, **new)
+
+
+def hints_of(prompt: Any) -> tuple[str, ...]:
+    """A prompt in OpenAI's interface as hotwords: what stands between commas and line breaks. Raises Refused as checked_hotwords."""
+    if not isinstance(prompt, str):
+        raise Refused(400, "invalid_value", "prompt must be a text: hotwords, separated by commas", "prompt")
+    return checked_hotwords([word for word in re.split(r"[,\uff0c\u3001\n]", prompt) if word.strip()], "prompt")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = prefix + key
+        if name in OBJECTS and isinstance(value, dict):
+            yield from _flat(value, name + ".")
+        elif value is not None or name not in OBJECTS:
+            yield name, value
+
+
+def checked_hotwords(words: Iterable[Any], param: str) -> tuple[str, ...]:
+    """Hints given by hand, each once. Raises Refused for what is no list of short texts, or too long."""
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise Refused(400, "invalid_value", f"{param} must be a list of texts", param)
+    if len(words) > MAX_HINTS:
+        raise Refused(400, "too_many_hotwords", f"at most {MAX_HINTS} hotwords, not {len(words)}: more belong in an index", param)
+    if any(len(word) > MAX_HOTWORD_CHARS for word in words):
+        raise Refused(400, "hotword_too_long", f"a hotword has at most {MAX_HOTWORD_CHARS} characters", param)
+    if not all(word.strip().isprintable() for word in words):
+        raise Refused(400, "invalid_value", f"{param} must be printable", param)
+    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+
+
+def checked_language(language: Any) -> str | None:
+    """The language a client says they speak; the model hears by itself which it is. Raises Refused for one it was not made for."""
+    if language not in (None, "", *LANGUAGES):
+        raise Refused(400, "unsupported_language", f"language must be one of {', '.join(LANGUAGES)}, or be left out", "language")
+    return language or None

@@ -1,0 +1,78 @@
+"""`python -m nim4 serve` with wrong options, and the clients of docs/serving.md, as they stand there."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from running_server import RunningServer, as_float, pcm
+
+from nim4 import __main__ as nim4_main
+from nim4 import stage
+from nim4.decode.streaming import Recogniser
+from nim4.model.asr import load_speech_llm
+from nim4.serve.app import open_port
+
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+@pytest.fixture
+def serve(monkeypatch, capsys):
+    """`python -m nim4 serve` in this process: exit code, errors."""
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["nim4", "serve", "--device", "cpu", *map(str, options)])
+        code = 0
+        try:
+            stage.run(nim4_main.main, "nim4")
+        except SystemExit as end:
+            code = end.code
+        return code, [line for line in capsys.readouterr().err.splitlines() if " ERROR " in line]
+
+    return run
+
+
+def test_a_second_server_on_the_same_port(serve, talkative):
+    with open_port("127.0.0.1", 0) as taken:
+        code, errors = serve("--model", talkative, "--port", taken.getsockname()[1])
+    assert (code, len(errors)) == (2, 1)
+    assert "expected a free port of this machine, found [Errno 98]" in errors[0]
+
+
+def test_mistakes(serve, talkative, trained, tmp_path):
+    for options, message in (
+        (["--model", tmp_path / "none"], "none: expected a model folder, found no such folder"),
+        (["--model", trained], "expected a model folder of stage 4 or later, found no llm/ in it"),
+        (["--model", talkative, "--port", 70_000], "--port 70000: expected a port between 0 and 65535"),
+        (["--model", talkative, "--host", "no.such.host.invalid"], "expected a free port of this machine"),
+        (["--model", talkative, "--api-keys", tmp_path / "none"], "expected a file of API keys"),
+        (["--model", talkative, "--hotword-index", tmp_path], "expected"),
+        (["--model", talkative, "--hotword-index", "a/x", "--hotword-index", "b/x"], "expected folders of different names, found x, x"),
+        (["--model", talkative, "--max-sessions", 0], "--max-sessions: expected at least 1, found 0"),
+    ):
+        code, errors = serve("--port", 0, *options)
+        assert (code, len(errors)) == (2, 1)
+        assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "command"),
+    [("python", "client.py", [sys.executable]), ("js", "client.mjs", ["node", "--experimental-websocket"])],
+)
+def test_the_clients_of_the_documentation(talkative, tmp_path, language, name, command):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    (code,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / name).write_text(code, encoding="utf-8")
+    soundfile.write(tmp_path / "a.wav", pcm(0.8), 16_000)
+    model, _ = load_speech_llm(talkative, torch.device("cpu"))
+    session = Recogniser(model).session(["总工"])
+    session.append(as_float(pcm(0.8)))
+    with RunningServer(model, keys=["secret"]) as server:
+        url = f"ws://127.0.0.1:{server.port}/v1/realtime"
+        done = subprocess.run([*command, tmp_path / name, tmp_path / "a.wav", url, "secret"], capture_output=True, timeout=20, check=True)
+    assert f"final {session.finalize().text}" in done.stdout.decode()

@@ -1,0 +1,257 @@
+"""POST /v1/audio/transcriptions and what stands before all routes: the right text, and the documented answer to everything that is wrong."""
+
+import http.client
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from running_server import RunningServer, as_float, pcm, wait_for
+
+from nim4.config import RecipeError
+from nim4.decode.offline import transcripts
+from nim4.model.asr import load_speech_llm
+from nim4.serve.limits import Gate, Limits, Refused, read_keys
+from nim4.serve.metrics import Metrics
+
+
+@pytest.fixture(scope="module")
+def model(talkative):
+    return load_speech_llm(talkative, torch.device("cpu"))[0]
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with RunningServer(model) as running:
+        yield running
+
+
+def file_of(samples, rate_hz=16_000, **options):
+    data = io.BytesIO()
+    soundfile.write(data, samples, rate_hz, **({"format": "WAV"} | options))
+    return data.getvalue()
+
+
+def code_of(answer):
+    status, body = answer
+    assert set(body["error"]) == {"type", "code", "message", "param"}
+    return status, body["error"]["code"]
+
+
+def test_the_text_is_that_of_the_library(server, model):
+    samples = pcm()
+    text = transcripts(model, [as_float(samples)], hints=[["北京", "上海"]])[0]
+    assert text
+    assert server.post(file_of(samples), prompt="北京, 上海") == (200, {"text": text})
+    assert server.post(file_of(samples), prompt="北京，上海", response_format="text", language="zh", temperature="0") == (200, text + "\n")
+    status, body = server.post(file_of(samples, format="FLAC"), prompt="北京、上海", response_format="verbose_json", language="zh")
+    assert (status, body["text"], body["language"], body["duration"]) == (200, text, "zh", 1.5)
+    assert body["segments"] == [{"id": 0, "start": 0.0, "end": 1.5, "text": text}]
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize(("rate_hz", "channels"), [(8_000, 1), (192_000, 6)])
+def test_containers_that_are_read(server, subtype, rate_hz, channels):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((rate_hz // 4, channels))
+    assert server.post(file_of(samples, rate_hz, subtype=subtype))[0] == 200
+
+
+def test_bad_files(server):
+    whole = file_of(pcm(), format="FLAC")
+    for data in (
+        b"this is no audio",
+        b"",
+        file_of(pcm())[:-1000],
+        whole[: len(whole) // 2],
+        file_of(np.zeros(0)),
+        file_of(np.array([0.0, np.nan] * 500), subtype="FLOAT"),
+        file_of(np.full(500, 1e9), subtype="FLOAT"),
+        file_of(np.zeros(500), 400_000),
+    ):
+        assert code_of(server.post(data)) == (400, "invalid_audio")
+    assert code_of(server.post(file_of(np.zeros(61 * 8000), 8000))) == (400, "audio_too_long")
+    assert code_of(server.post(file_of(np.zeros(1800 * 8000, np.int16), 8000, format="FLAC"))) == (400, "audio_too_long")
+
+
+def test_a_wav_from_a_pipe_does_not_know_its_length(server):
+    data = bytearray(file_of(pcm()))
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    assert server.post(bytes(data)) == server.post(file_of(pcm()))
+
+
+def test_bad_fields(server):
+    good = file_of(pcm(0.2))
+    for fields, answer in (
+        ({"model": "whisper-1"}, (404, "model_not_found")),
+        ({"response_format": "srt"}, (400, "unsupported_value")),
+        ({"temperature": "0.7"}, (400, "unsupported_value")),
+        ({"language": "fr"}, (400, "unsupported_language")),
+        ({"index": "none"}, (400, "index_not_found")),
+        ({"stream": "true"}, (400, "unknown_parameter")),
+        ({"prompt": ",".join(f"w{number}" for number in range(10_000))}, (400, "too_many_hotwords")),
+        ({"prompt": "x" * 51}, (400, "hotword_too_long")),
+    ):
+        assert code_of(server.post(good, **fields)) == answer
+    assert code_of(server.post(None)) == (400, "missing_required_parameter")
+    assert code_of(server.post(None, file="text")) == (400, "missing_required_parameter")
+
+
+def test_a_body_that_is_too_large(model):
+    with RunningServer(model, max_body_bytes=20_000) as server:
+        assert code_of(server.post(bytes(30_000))) == (413, "body_too_large")
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)  # one that does not tell its length
+        headers = {"Content-Type": "multipart/form-data; boundary=x", "Transfer-Encoding": "chunked"}
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        connection.request("POST", "/v1/audio/transcriptions", iter([head, bytes(30_000)]), headers, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        connection.close()
+        assert server.post(file_of(pcm(0.2)))[0] == 200
+
+
+def test_an_upload_that_never_ends(model):
+    with RunningServer(model, upload_s=0.2) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.putrequest("POST", "/v1/audio/transcriptions")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"--x\r\n")
+        assert connection.getresponse().status == 408
+        connection.close()
+
+
+def test_a_client_that_vanishes_during_its_upload(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.putrequest("POST", "/v1/audio/transcriptions")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"--x\r\n")
+    wait_for(lambda: server.service.metrics.gauges["uploads"] == 1)
+    connection.close()
+    wait_for(lambda: server.service.metrics.gauges["uploads"] == 0)
+    assert server.post(file_of(pcm(0.2)))[0] == 200
+
+
+def test_too_many_uploads(model):
+    with RunningServer(model, max_sessions=1) as server:
+        release = threading.Event()
+        server.service._thread.submit(release.wait, 10)
+        upload = threading.Thread(target=server.post, args=(file_of(pcm(0.2)),))
+        upload.start()
+        wait_for(lambda: server.service.metrics.gauges["model_jobs"] == 1)
+        assert code_of(server.post(file_of(pcm(0.2)))) == (503, "too_many_uploads")
+        release.set()
+        upload.join(10)
+        assert server.post(file_of(pcm(0.2)))[0] == 200
+
+
+def test_keys(model):
+    with RunningServer(model, keys=["right", "other"]) as server:
+        good = file_of(pcm(0.2))
+        assert code_of(server.post(good)) == (401, "invalid_api_key")
+        assert code_of(server.post(good, headers={"Authorization": "Bearer wrong"})) == (401, "invalid_api_key")
+        assert server.post(good, headers={"Authorization": "Bearer right"})[0] == 200
+        assert server.get("/metrics")[0] == 401
+        assert server.get("/healthz")[0] == 200
+
+
+def test_where_keys_come_from(tmp_path):
+    path = tmp_path / "keys.txt"
+    path.write_text("# of the team\none\n\ntwo\n", encoding="utf-8")
+    assert read_keys(path, {"NIM4_API_KEYS": "three"}) == ["one", "two"]
+    assert read_keys(None, {"NIM4_API_KEYS": "three, four"}) == ["three", "four"]
+    assert read_keys(None, {}) == []
+    path.write_text("# none\n", encoding="utf-8")
+    for given, environment in ((path, {}), (tmp_path / "missing", {}), (None, {"NIM4_API_KEYS": ""})):
+        with pytest.raises(RecipeError, match="API key"):
+            read_keys(given, environment)
+
+
+def test_origins(model):
+    with RunningServer(model, origins=["https://example.org"]) as server:
+        assert code_of(server.post(b"", headers={"Origin": "http://evil.example"})) == (403, "origin_not_allowed")
+        for origin in ("https://example.org", f"http://127.0.0.1:{server.port}"):
+            assert server.post(file_of(pcm(0.2)), headers={"Origin": origin})[0] == 200
+
+
+def test_the_rate_of_a_key():
+    now_s = [0.0]
+    gate = Gate(["a", "b"], (), 60, clock=lambda: now_s[0])
+
+    def use(key):
+        gate.admit({"authorization": f"Bearer {key}"}, "")
+
+    for _ in range(60):
+        use("a")
+    with pytest.raises(Refused) as info:
+        use("a")
+    assert (info.value.status, info.value.code, info.value.headers) == (429, "rate_limit_exceeded", {"retry-after": "2"})
+    use("b")
+    now_s[0] = 1.0
+    use("a")
+    with pytest.raises(Refused):
+        use("a")
+
+
+def test_the_rate_over_http(model):
+    with RunningServer(model, requests_per_minute=2) as server:
+        assert [server.get("/metrics")[0] for _ in range(3)] == [200, 200, 429]
+        assert server.get("/healthz")[0] == 200
+
+
+def test_unknown_addresses_have_the_same_errors(server):
+    assert [server.get(path)[0] for path in ("/", "/v1/audio/transcriptions")] == [404, 405]
+    assert '"code":"not_found"' in server.get("/x")[1]
+
+
+def test_model_work_holds_up_no_other_answer(server):
+    release = threading.Event()
+    server.service._thread.submit(release.wait, 10)
+    answers = []
+    upload = threading.Thread(target=lambda: answers.append(server.post(file_of(pcm(0.2)))[0]))
+    upload.start()
+    assert server.get("/healthz") == (200, '{"status":"ok"}')
+    assert not answers
+    release.set()
+    upload.join(10)
+    assert answers == [200]
+
+
+def test_a_failure_is_told_and_the_server_stays(server, monkeypatch):
+    good = file_of(pcm(0.2))
+    monkeypatch.setattr(server.service, "_transcribe", lambda *_: 1 / 0)
+    assert code_of(server.post(good)) == (500, "server_error")
+    monkeypatch.undo()
+    assert server.post(good)[0] == 200
+    assert server.service.metrics.gauges == {"sessions": 0, "uploads": 0, "model_jobs": 0}
+
+
+def test_metrics_are_what_prometheus_reads(server):
+    lines = server.get("/metrics")[1].splitlines()
+    assert "# TYPE nim4_sessions gauge" in lines
+    assert 'nim4_requests_total{path="other",status="404"} 2' in lines
+    metrics = Metrics()
+    for seconds in (0.005, 0.3, 99.0):
+        metrics.observe("final_seconds", seconds)
+    lines = metrics.text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("nim4_final_seconds_bucket")] == ["1"] * 5 + ["2"] * 6 + ["3"]
+    assert lines[-5:-3] != lines[-3:]
+    assert {"nim4_final_seconds_sum 99.305000", "nim4_final_seconds_count 3"} <= set(lines)
+
+
+def test_the_documentation_names_the_limits():
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    limits = Limits()
+    for words in (
+        f"{limits.max_body_bytes >> 20} MiB",
+        f"more than {limits.max_ahead_s:.0f} s of audio came faster",
+        f"more than {limits.max_behind_s:.0f} s of audio wait",
+        f"nothing came for {limits.idle_s:.0f} s",
+        f"took nothing for {limits.stalled_s:.0f} s",
+        f"more than {limits.max_waiting} messages",
+        f"gives streams {limits.drain_s:.0f} s",
+        f"takes more than {limits.upload_s:.0f} s to arrive",
+    ):
+        assert words in text
