@@ -14,7 +14,7 @@ from recipe import command, environment, run
 
 from nim4.stage import read_json, read_jsonl
 
-CONFIGS = ("ctc_greedy", "ctc_streaming", "offline")
+CONFIGS = ("ctc_greedy", "ctc_streaming", "offline", "streaming")
 CLOSED = ("test_grammar", "test_joins")
 TEST_SETS = (*CLOSED, "test_sent", "test_noise")
 TRAINED = ("3_pretrain", "4_align", "5_ia_sft", "6_joint_sft", "7_context_sft", "8_grpo", "9_phoneme_head")
@@ -67,7 +67,7 @@ def test_every_set_is_scored_by_every_config(folder, first):
     found = sorted((record["config"], record["test_set"], record["metric"]) for record in records)
     spoken = TEST_SETS[:-1]  # in test_noise nothing is said, so there is no rate
     per = [(config, test, "PER") for config in CONFIGS[:2] for test in spoken]
-    mer = [(config, test, "MER") for config in CONFIGS[:2] for test in CLOSED] + [("offline", test, "MER") for test in spoken]
+    mer = [(config, test, "MER") for config in CONFIGS[:2] for test in CLOSED] + [(config, test, "MER") for config in CONFIGS[2:] for test in spoken]
     assert found == sorted(per + mer)
     assert {record["num_utts"] for record in records} == {24}
 
@@ -78,6 +78,7 @@ def test_the_comparison_is_printed(first):
         assert f"{test_set}, PER %" in lines
     assert [line.split()[0] for line in lines if line.startswith("ctc_")] == list(CONFIGS[:2]) * 5
     assert sum(line.startswith("offline ") for line in lines) == 3
+    assert sum(line.startswith("streaming ") for line in lines) >= 3  # and in the table of streams, if anything was written
     assert "paired bootstrap" in lines[-1]
 
 
