@@ -8,6 +8,7 @@ import tiny
 import torch
 from made_corpora import load_program, run_program
 
+from nim4 import __main__ as nim4_main
 from nim4 import stage
 from nim4.model.asr import load_speech_llm
 
@@ -43,6 +44,24 @@ class Command:
 def command(monkeypatch, capsys):
     """`command("03_pretrain")` is that program as a function of its options."""
     return lambda name: Command(name, monkeypatch, capsys)
+
+
+@pytest.fixture
+def nim4(monkeypatch, capsys):
+    """`python -m nim4` in this process: exit code, lines printed, errors and warnings, but those of Python."""
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["nim4", *map(str, options)])
+        code = 0
+        try:
+            stage.run(nim4_main.main, "nim4")
+        except SystemExit as end:
+            code = end.code
+        done = capsys.readouterr()
+        told = [line for line in done.err.splitlines() if " ERROR " in line or " WARNING " in line]
+        return code, done.out.splitlines(), [line for line in told if "Warning: " not in line]
+
+    return run
 
 
 @pytest.fixture(scope="session")

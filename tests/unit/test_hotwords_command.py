@@ -14,7 +14,6 @@ import pytest
 import torch
 from made_corpora import write_audio
 
-from nim4 import __main__ as nim4_main
 from nim4 import stage
 from nim4.corpus.g2p import Lexicon
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
@@ -24,23 +23,6 @@ from nim4.decode.hotword_hints import Hints
 from nim4.stage import ROOT, read_json, read_jsonl
 
 INVENTORY = PhonemeInventory.default()
-
-
-@pytest.fixture
-def nim4(monkeypatch, capsys):
-    """`python -m nim4` in this process: exit code, lines printed, errors."""
-
-    def run(*options):
-        monkeypatch.setattr(sys, "argv", ["nim4", *map(str, options)])
-        code = 0
-        try:
-            stage.run(nim4_main.main, "nim4")
-        except SystemExit as end:
-            code = end.code
-        done = capsys.readouterr()
-        return code, done.out.splitlines(), [line for line in done.err.splitlines() if " ERROR " in line or " WARNING " in line]
-
-    return run
 
 
 @pytest.fixture

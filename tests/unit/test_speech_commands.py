@@ -13,7 +13,6 @@ from made_corpora import write_audio
 from spoken_clips import join, read_clips
 
 from nim4 import __main__ as nim4_main
-from nim4 import stage
 from nim4.config import VadConfig
 from nim4.corpus.feats import read_recording
 from nim4.decode.listening import Update
@@ -23,23 +22,6 @@ from nim4.decode.vad import segments
 from nim4.model.asr import load_speech_llm
 
 ALL_IS_SPEECH = ["--set", "threshold=0"]
-
-
-@pytest.fixture
-def nim4(monkeypatch, capsys):
-    """`python -m nim4` in this process: exit code, lines printed, errors."""
-
-    def run(*options):
-        monkeypatch.setattr(sys, "argv", ["nim4", *map(str, options)])
-        code = 0
-        try:
-            stage.run(nim4_main.main, "nim4")
-        except SystemExit as end:
-            code = end.code
-        done = capsys.readouterr()
-        return code, done.out.splitlines(), [line for line in done.err.splitlines() if " ERROR " in line]
-
-    return run
 
 
 @pytest.fixture
