@@ -105,9 +105,9 @@ class Guard:
             self._service.metrics.count("refused_total", reason=refused.code)
         except (ClientDisconnect, WebSocketDisconnect):
             log.info("a client vanished before it was served")
-        except Exception:
+        except Exception:  # logged with its traceback; the client gets OpenAI's error instead of a torn connection, other clients notice nothing
             log.exception("%s failed", scope["path"])
-            if status:
+            if status:  # too late: the answer has begun
                 raise
             await answer(Refused(500, "server_error", "something went wrong in the server"))(scope, receive, counted)
         finally:

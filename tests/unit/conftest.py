@@ -101,3 +101,18 @@ def talkative(aligned, tmp_path_factory):
     model.save(folder, tiny.make_talkative(model).state_dict(), inventory)
     shutil.copy(aligned / "done.json", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(talkative):
+    """The speech LLM of `talkative`."""
+    return load_speech_llm(talkative, torch.device("cpu"))[0]
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    """A server of `model`, for the tests of one file."""
+    from running_server import RunningServer  # the web framework, which few tests need
+
+    with RunningServer(model) as running:
+        yield running

@@ -25,17 +25,6 @@ from nim4.serve.service import some_names
 HOTWORDS = ["北京", "上海"]
 
 
-@pytest.fixture(scope="module")
-def model(talkative):
-    return load_speech_llm(talkative, torch.device("cpu"))[0]
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with RunningServer(model) as running:
-        yield running
-
-
 def final_of(model, samples, hotwords=()):
     session = Recogniser(model).session(hotwords)
     session.append(as_float(samples))

@@ -8,25 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from running_server import RunningServer, as_float, pcm, wait_for
 
 from nim4.config import RecipeError
 from nim4.decode.offline import transcripts
-from nim4.model.asr import load_speech_llm
 from nim4.serve.limits import Gate, Limits, Refused, read_keys
 from nim4.serve.metrics import Metrics
-
-
-@pytest.fixture(scope="module")
-def model(talkative):
-    return load_speech_llm(talkative, torch.device("cpu"))[0]
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with RunningServer(model) as running:
-        yield running
 
 
 def file_of(samples, rate_hz=16_000, **options):
