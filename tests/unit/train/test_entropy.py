@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from copy import deepcopy
 
 import pytest
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from tiny import tiny_model
 
 from nim4 import __main__ as command_line
-from nim4 import stage
 from nim4.config import EntropyConfig, RecipeError
 from nim4.corpus.g2p import Lexicon
 from nim4.corpus.manifest import load_cuts
@@ -121,19 +119,13 @@ def test_utterances_that_cannot_be_used_are_counted(homophones):
 
 
 @pytest.fixture
-def entropy(units, trained, tmp_path, monkeypatch, capsys):
+def entropy(units, trained, tmp_path, nim4):
     """`python -m nim4 entropy` as a function of its checkpoints and further options: exit code, error lines, what it printed."""
 
     def run(*arguments):
         fixed = ("--units", units, "--split", "train", "--reference", trained, "--out", tmp_path / "out", "--device", "cpu", *SETTINGS)
-        monkeypatch.setattr(sys, "argv", ["nim4", "entropy", *map(str, (*arguments[:1], *fixed, *arguments[1:]))])
-        code = 0
-        try:
-            stage.run(command_line.main, "nim4")
-        except SystemExit as end:
-            code = end.code
-        told = capsys.readouterr()
-        return code, [line for line in told.err.splitlines() if " ERROR " in line], told.out
+        code, printed, told = nim4("entropy", *arguments[:1], *fixed, *arguments[1:])
+        return code, [line for line in told if " ERROR " in line], "\n".join(printed)
 
     return run
 
