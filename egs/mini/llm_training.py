@@ -29,7 +29,7 @@ class MiniLlmConfig:
     """Everything that decides the weights; ours throughout, the paper's LLM is Qwen3-1.7B."""
 
     num_grammar: int = 16_000  # phrases drawn from the grammar; it has 16,782 different ones, most of them rare
-    num_joins: int = 6_000  # random joins: there a language model has nothing to know, and should know that
+    num_joins: int = 16_000  # random joins: there a language model has nothing to know, and should know that; with 6,000 it guessed
     vocab_size: int = 2_500  # at most; the text has fewer
     dim: int = 192
     num_layers: int = 4
@@ -41,7 +41,7 @@ class MiniLlmConfig:
     spoken: float = 0.7  # the pronunciation stands where speech will
     hints: float = 0.3
     partial: float = 0.3
-    steps: int = 4_000
+    steps: int = 5_000
     batch: int = 128  # documents
     learning_rate: float = 2e-3
     warmup_steps: int = 100

@@ -69,6 +69,7 @@ class AugmentConfig:
     time_warp_frames: int = 80  # largest shift of the warp centre, in feature frames
     time_stretch: float = 0.0  # ours: largest change of speaking rate, as a logarithm: 0.25 = rates from 0.78 to 1.28
     freq_warp: float = 0.0  # ours: largest relative shift of the mel axis, a cheap change of speaker; for corpora with few speakers
+    freq_response: float = 0.0  # ours: deviation of loudness, tilt and bends of the spectrum, a cheap change of microphone
     num_freq_masks: int = 2
     max_freq_mask_bins: int = 27
     num_time_masks: int = 10  # before time_mask_ratio
@@ -148,6 +149,7 @@ class SftConfig(OptimConfig):
     """Stages 4 to 7: cross-entropy on the transcript. Step counts and rates are each stage's own: local/conf/train/*.yaml."""
 
     short_first_epochs: int = 0  # ours: the short ones first help CTC to start; here a short stage would see nothing else
+    llm_lr_ratio: float = 1.0  # ours: rate of the language model relative to the adaptor's, where it trains
     encoder_lr_ratio: float = 1.0  # ours: rate of the encoder relative to the others, where it trains
     partial_prob: float = 0.0  # ours: share of utterances cut at a chunk boundary, so that unfinished speech is known when streaming
     partial_chunk_frames: int = 16  # encoder frames per chunk of those cuts: 640 ms, as deployed

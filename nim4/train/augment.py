@@ -3,11 +3,15 @@
 Vectorised over the batch. All random numbers come from the generator that is passed in, so a step can be repeated exactly.
 """
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
 from nim4.config import AugmentConfig, ChunkConfig
 from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
+
+NUM_RESPONSE = 4  # ours: loudness, tilt and two bends; speech has its own information in finer ones
 
 
 def draw_context(config: ChunkConfig, generator: Generator) -> Context:
@@ -92,6 +96,22 @@ def freq_warp(x: Tensor, max_shift: float, generator: Generator) -> Tensor:
     below = position.floor().long()
     index = [i[:, None].expand_as(x) for i in (below, (below + 1).clamp(max=x.shape[2] - 1))]
     return torch.lerp(x.gather(2, index[0]), x.gather(2, index[1]), (position - below)[:, None].to(x.dtype))
+
+
+def freq_response(x: Tensor, deviation: float, generator: Generator) -> Tensor:
+    """Gives each row another loudness and a smooth frequency response, as if another microphone had heard it in another room.
+
+    Args:
+        x: (B, T, F) float, natural logarithms of energies.
+        deviation: of each of NUM_RESPONSE cosines over the mel axis, the first of which is a constant; 0 switches it off.
+    Source: ours; FilterAugment (Nam et al. 2022) weighs bands of frequencies for the same purpose.
+    """
+    if deviation == 0:
+        return x
+    place = math.pi * (torch.arange(x.shape[2]) + 0.5) / x.shape[2]
+    cosines = torch.cos(torch.arange(NUM_RESPONSE)[:, None] * place)
+    weights = deviation * torch.randn(x.shape[0], NUM_RESPONSE, generator=generator)
+    return x + (weights @ cosines)[:, None].to(x)
 
 
 def _spans(num_masks: Tensor, max_width: Tensor, axis_lens: Tensor, axis_size: int, generator: Generator) -> Tensor:

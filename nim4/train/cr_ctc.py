@@ -18,7 +18,7 @@ from nim4.corpus.batch import Batch
 from nim4.model.conformer import FULL_CONTEXT, SUBSAMPLING, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, consistency_loss, ctc_loss, greedy_search
 from nim4.score.error_rate import edit_distance
-from nim4.train.augment import draw_context, freq_warp, mask, time_stretch, time_warp
+from nim4.train.augment import draw_context, freq_response, freq_warp, mask, time_stretch, time_warp
 from nim4.train.loop import Draw
 
 DEPLOYED = Context(16, 4)  # 640 ms chunks, 4 chunks of left context (paper, section 3.6)
@@ -48,6 +48,7 @@ def cr_ctc(mean: Tensor, config: TrainConfig) -> Callable[[nn.Module, Batch, Dra
         x, x_lens = time_stretch(batch.x, batch.x_lens, least, config.augment.time_stretch, draw.own)
         x = time_warp(x, x_lens, config.augment.time_warp_frames, draw.own)
         x = freq_warp(x, config.augment.freq_warp, draw.own)
+        x = freq_response(x, config.augment.freq_response, draw.own)
         x, x_lens = x.repeat(views, 1, 1), x_lens.repeat(views)
         x = mask(x, x_lens, mean, config.augment, time_mask_ratio, draw.own)
         log_probs, out_lens = model(x, x_lens, *contexts)

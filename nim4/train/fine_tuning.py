@@ -115,7 +115,7 @@ class TrainingRun:
             self.work,
             self.peers,
             evaluate=lambda: self.validate(model, examples) | also(),
-            lr_ratios={"acoustic.encoder.": config.encoder_lr_ratio},
+            lr_ratios={"acoustic.encoder.": config.encoder_lr_ratio, "llm.": config.llm_lr_ratio},
             **hooks,
         )
         trainer.run()

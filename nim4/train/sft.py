@@ -9,7 +9,7 @@ from nim4.config import SftConfig
 from nim4.corpus.batch import TextBatch
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import FULL_CONTEXT
-from nim4.train.augment import draw_context, freq_warp, mask, time_warp
+from nim4.train.augment import draw_context, freq_response, freq_warp, mask, time_stretch, time_warp
 from nim4.train.cr_ctc import DEPLOYED
 from nim4.train.loop import Draw
 
@@ -26,10 +26,12 @@ def sft_loss(mean: Tensor, config: SftConfig) -> Callable[[nn.Module, TextBatch,
 
     def loss(model: nn.Module, batch: TextBatch, draw: Draw) -> dict[str, Tensor]:
         context = draw_context(config.chunk, draw.shared)
-        x = time_warp(batch.x, batch.x_lens, config.augment.time_warp_frames, draw.own)
+        x, x_lens = time_stretch(batch.x, batch.x_lens, torch.ones_like(batch.x_lens), config.augment.time_stretch, draw.own)
+        x = time_warp(x, x_lens, config.augment.time_warp_frames, draw.own)
         x = freq_warp(x, config.augment.freq_warp, draw.own)
-        x = mask(x, batch.x_lens, mean, config.augment, config.augment.time_mask_ratio, draw.own)
-        total, num_right = model(x, batch.x_lens, batch.suffixes, batch.answers, context)
+        x = freq_response(x, config.augment.freq_response, draw.own)
+        x = mask(x, x_lens, mean, config.augment, config.augment.time_mask_ratio, draw.own)
+        total, num_right = model(x, x_lens, batch.suffixes, batch.answers, context)
         return {"loss": total, "accuracy": num_right.to(total.dtype)}
 
     return loss

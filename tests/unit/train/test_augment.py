@@ -7,7 +7,7 @@ import torch
 
 from nim4.config import AugmentConfig, ChunkConfig
 from nim4.model.conformer import Context
-from nim4.train.augment import draw_context, freq_warp, mask, time_stretch, time_warp
+from nim4.train.augment import NUM_RESPONSE, draw_context, freq_response, freq_warp, mask, time_stretch, time_warp
 
 FILL = torch.linspace(-9, -7, 80)
 MANY = AugmentConfig()  # the paper's masks
@@ -173,6 +173,20 @@ def test_freq_warp_stretches_each_utterance_by_its_own_factor():
     torch.testing.assert_close(warped, (x * factors[:, None, None]).clamp(max=79), atol=1e-3, rtol=0)
     assert freq_warp(x, 0.0, seeded()) is x
     assert torch.equal(warped, freq_warp(x, 0.1, seeded()))
+
+
+def test_freq_response_adds_a_smooth_curve_to_each_utterance():
+    x = torch.randn(400, 3, 80, generator=seeded())
+    added = freq_response(x, 0.5, seeded(1)) - x
+    torch.testing.assert_close(added, added[:, :1].expand_as(added), atol=1e-5, rtol=0)  # the same in all frames
+    curves = added[:, 0]
+    assert curves.diff(dim=1).abs().max() < 0.3  # neighbouring bins stay together
+    loudness = curves.mean(1)
+    assert loudness.std().item() == pytest.approx(0.5, rel=0.15)
+    assert abs(loudness.mean().item()) < 0.1
+    assert torch.linalg.matrix_rank(curves, rtol=1e-3) == NUM_RESPONSE
+    assert freq_response(x, 0.0, seeded()) is x
+    assert torch.equal(freq_response(x, 0.5, seeded(1)), freq_response(x, 0.5, seeded(1)))
 
 
 # --------------------------------------------------------------------------------------------------------------- contexts
