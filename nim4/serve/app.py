@@ -28,12 +28,13 @@ from nim4.model.asr import load_speech_llm
 from nim4.serve.limits import Gate, Limits, Refused, read_keys
 from nim4.serve.realtime import Connection
 from nim4.serve.service import Service, read_upload
-from nim4.serve.settings import checked_language, hints_of
+from nim4.serve.settings import about, checked_language, hints_of
+from nim4.serve.web_page import INDEX, page_answer, read_page
 
 FORMATS = ("json", "text", "verbose_json")
 FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "index"}
 UNREAD_MS = 20_000  # ours: the kernel drops a connection whose other end has taken nothing for so long, and what was to be sent there
-PATHS = ("/v1/audio/transcriptions", "/v1/realtime", "/metrics", "/healthz")
+PATHS = ("/", "/v1/audio/transcriptions", "/v1/realtime", "/v1/about", "/metrics", "/healthz")
 
 log = logging.getLogger("nim4")
 
@@ -45,6 +46,19 @@ def make_app(service: Service, gate: Gate, origins: Sequence[str] = ()) -> FastA
         origins: web pages of other hosts that may read the answers.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = read_page()
+
+    @app.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        return page_answer(page, INDEX, request)
+
+    @app.api_route("/page/{name}", methods=["GET", "HEAD"])
+    async def page_file(request: Request, name: str) -> Response:
+        return page_answer(page, name, request)
+
+    @app.get("/v1/about")
+    async def about_server() -> Response:
+        return JSONResponse(about(service), headers={"cache-control": "no-store"})
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -116,8 +130,8 @@ class Guard:
                 self._service.metrics.count("requests_total", path=path, status=status)
 
     def _admit(self, scope: MutableMapping[str, Any]) -> None:
-        if scope["path"] == "/healthz":
-            return
+        if scope["path"] in ("/", "/healthz") or scope["path"].startswith("/page/"):
+            return  # what everybody may see, also without a key
         headers = Headers(scope=scope)
         self._gate.admit(headers, (scope["client"] or ("unknown",))[0])
         if self._service.draining and scope["path"] != "/metrics":

@@ -10,7 +10,7 @@ from nim4.decode.encoder import ENCODER_FRAME_MS
 from nim4.decode.hotword_hints import MAX_HINTS
 from nim4.decode.streaming import DEPLOYED
 from nim4.serve.limits import Refused
-from nim4.serve.service import CHUNKS_MS, Service
+from nim4.serve.service import CHUNKS_MS, MODEL_NAME, Service
 
 MAX_HOTWORD_CHARS = 50  # ours: a hint is a name
 LANGUAGES = ("zh", "en")
@@ -43,6 +43,20 @@ class StreamSettings:
     hotwords: tuple[str, ...] = ()
     index: str | None = None
     chunk_ms: int = DEPLOYED.chunk_frames * ENCODER_FRAME_MS
+
+
+def about(service: Service) -> dict[str, Any]:
+    """What a client may set, and how much of it; `free_streams`: how many could begin now."""
+    return {
+        "model": MODEL_NAME,
+        "indexes": list(service.indexes),
+        "languages": LANGUAGES,
+        "chunks_ms": CHUNKS_MS,
+        "max_hotwords": MAX_HINTS,
+        "max_hotword_chars": MAX_HOTWORD_CHARS,
+        "max_ahead_s": service.limits.max_ahead_s,
+        "free_streams": max(service.limits.max_sessions - len(service.streams), 0),
+    }
 
 
 def changed(settings: StreamSettings, session: Any, service: Service) -> StreamSettings:
