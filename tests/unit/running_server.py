@@ -34,10 +34,10 @@ def as_float(samples):
 class RunningServer:
     """Serves until left. `service` may be looked into."""
 
-    def __init__(self, model, indexes=None, keys=(), origins=(), **limits):
+    def __init__(self, model, indexes=None, keys=(), origins=(), port=0, **limits):
         self.service = Service(model, indexes or {}, Limits(**limits))
         gate = Gate(keys, origins, self.service.limits.requests_per_minute)
-        self._listening = open_port("127.0.0.1", 0)
+        self._listening = open_port("127.0.0.1", port)
         self.port = self._listening.getsockname()[1]
         self._server = Server(make_app(self.service, gate, origins), self.service)
         self._thread = threading.Thread(target=self._server.run, args=([self._listening],), daemon=True)

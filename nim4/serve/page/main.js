@@ -2,7 +2,7 @@
 
 import { AS_SPOKEN_S, openMicrophone, play, readRecording, Trouble } from "./audio.js";
 import { LatencyPlot } from "./plot.js";
-import { askAbout, EventLog, Stream, whyClosed } from "./stream.js";
+import { askAbout, canBeKey, EventLog, Stream, whyClosed } from "./stream.js";
 import { Transcript } from "./transcript.js";
 
 const SAFETY_S = 2; // so much less than the server's limit, when a recording is sent as fast as it allows
@@ -234,7 +234,8 @@ onClick("clear", () => {
 at("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   key = at("key").value.trim();
-  if (await connect()) at("microphone").focus();
+  if (!canBeKey(key)) showTrouble("This cannot be an API key: it has characters that a browser cannot send.");
+  else if (await connect()) at("microphone").focus();
 });
 at("hotwords").addEventListener("input", showHotwords);
 for (const id of ["hotwords", "index", "pauses"]) at(id).addEventListener("change", () => stream?.update(session()));

@@ -1,7 +1,6 @@
 // The protocol: one stream of the server's /v1/realtime (docs/serving.md), and the log of what was said on all of them.
 
 import { RATE_HZ } from "./resampler.js";
-import { Trouble } from "./audio.js";
 
 const KEY_PROTOCOL = "openai-insecure-api-key.";
 const CLOSED = {
@@ -15,6 +14,9 @@ const CLOSED = {
   4413: "A session lasts an hour at most: this one is over.",
   4429: "Audio was sent faster than the server allows.",
 };
+
+/** Whether a browser can send this key, which goes where only some signs are allowed: RFC 9110's token. */
+export const canBeKey = (key) => /^[\w!#$%&'*+.^`|~-]+$/.test(key);
 
 /** What people are told about a stream that closed; "" if it ended as it should. */
 export function whyClosed({ code, reason }) {
@@ -81,11 +83,7 @@ export class Stream {
   constructor(key, session, log, onEvent, onClose) {
     const url = new URL("v1/realtime", document.baseURI);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    try {
-      this.#socket = new WebSocket(url, key ? ["realtime", KEY_PROTOCOL + key] : ["realtime"]);
-    } catch {
-      throw new Trouble("This cannot be an API key: it has characters that a browser cannot send.");
-    }
+    this.#socket = new WebSocket(url, key ? ["realtime", KEY_PROTOCOL + key] : ["realtime"]);
     this.#log = log;
     this.#socket.binaryType = "arraybuffer";
     let opened = false;
