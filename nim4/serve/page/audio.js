@@ -24,7 +24,7 @@ export async function openMicrophone(onSamples, onGone) {
   };
   let stream;
   try {
-    const raw = { echoCancellation: false, noiseSuppression: false, autoGainControl: true };
+    const raw = { echoCancellation: false, noiseSuppression: false, autoGainControl: true }; // quiet microphones are common
     stream = await navigator.mediaDevices.getUserMedia({ audio: raw });
     await context.audioWorklet.addModule(new URL("microphone-worklet.js", import.meta.url));
     await context.resume();

@@ -77,12 +77,11 @@ async function connect() {
   return false;
 }
 
-function offer({ indexes, turn_detection }) {
+function offer({ indexes }) {
   const chosen = at("index").value;
   at("index").replaceChildren(new Option("no index", ""), ...indexes.map((name) => new Option(name, name)));
   at("index").value = indexes.includes(chosen) ? chosen : "";
   at("index-field").hidden = indexes.length === 0;
-  at("pauses").parentElement.hidden = !turn_detection?.includes("server_vad");
   showHotwords();
 }
 
@@ -99,11 +98,7 @@ function showHotwords() {
   at("hotwords-count").textContent = about ? `${hotwords().length} of at most ${about.max_hotwords}` : "";
 }
 
-function session() {
-  const settings = { hotwords: hotwords(), index: at("index").value || null };
-  if (!at("pauses").parentElement.hidden) settings.turn_detection = at("pauses").checked ? { type: "server_vad" } : null;
-  return settings;
-}
+const names = () => ({ hotwords: hotwords(), index: at("index").value || null });
 
 // ---------------------------------------------------------------------------------------------------------------- one session
 
@@ -124,31 +119,25 @@ async function listen(button, open) {
     if (stream) stream.hear(samples);
     else waiting.push(samples);
   };
-  let given = [];
+  let opened;
   try {
-    const opened = await open(hear, (message) => {
+    opened = await open(hear, (message) => {
       showTrouble(message, retry);
       finish();
     });
-    const own = { button, ...opened };
-    own.ended?.then(() => source === own && finish());
-    source = own;
-    given = session().hotwords;
-    stream = new Stream(
-      key,
-      session(),
-      log,
-      (event) => (given = took(event, given)),
-      (event, wasOpen) => closed(event, wasOpen, retry),
-    );
   } catch (error) {
-    if (!(error instanceof Trouble)) throw error;
-    source?.stop();
-    source = null;
     setState("ready", "Ready");
-    showTrouble(error.message);
-    return;
+    if (!(error instanceof Trouble)) throw error;
+    return showTrouble(error.message);
   }
+  const own = { button, ...opened };
+  source = own;
+  own.ended?.then(() => source === own && finish());
+  let given = []; // hotwords by hand, as the server has them
+  const take = (event) => (given = took(event, given));
+  stream = new Stream(key, log, take, (event, wasOpen) => closed(event, wasOpen, retry));
+  stream.update({ turn_detection: at("pauses").checked ? { type: "server_vad" } : null });
+  stream.update(names()); // in a message of its own: people may write what the server refuses
   waiting.forEach((samples) => stream.hear(samples));
   setState("listening", "Listening");
   showLog();
@@ -238,6 +227,6 @@ at("key-form").addEventListener("submit", async (event) => {
   else if (await connect()) at("microphone").focus();
 });
 at("hotwords").addEventListener("input", showHotwords);
-for (const id of ["hotwords", "index", "pauses"]) at(id).addEventListener("change", () => stream?.update(session()));
+for (const id of ["hotwords", "index"]) at(id).addEventListener("change", () => stream?.update(names()));
 
 connect();

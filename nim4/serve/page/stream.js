@@ -76,11 +76,10 @@ export class Stream {
 
   /**
    * @param {string} key "" = none
-   * @param {object} session the first session.update
    * @param {(event: object) => void} onEvent
    * @param {(event: CloseEvent, opened: boolean) => void} onClose
    */
-  constructor(key, session, log, onEvent, onClose) {
+  constructor(key, log, onEvent, onClose) {
     const url = new URL("v1/realtime", document.baseURI);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     this.#socket = new WebSocket(url, key ? ["realtime", KEY_PROTOCOL + key] : ["realtime"]);
@@ -96,9 +95,9 @@ export class Stream {
       log.add("page", { type: "closed", code: event.code, reason: event.reason });
       onClose(event, opened);
     };
-    this.update(session);
   }
 
+  /** @param {object} session settings that change, see docs/serving.md */
   update(session) {
     this.#tell({ type: "session.update", session });
   }
