@@ -290,10 +290,10 @@ def test_everything_is_reached_by_keys(server, visit):
         pytest.fail(f"{element} is not reached")
 
     order = []
-    for _ in range(7):
+    for _ in range(8):
         page.tab.keyboard.press("Tab")
         order.append(page.tab.evaluate("document.activeElement.id"))
-    assert order == ["microphone", "file", "hotwords", "pauses", "fast", "download", "clear"]
+    assert order == ["microphone", "file", "settings-summary", "hotwords", "pauses", "fast", "download", "clear"]
     tab_to("pauses")
     page.tab.keyboard.press("Space")
     tab_to("file")
@@ -303,6 +303,7 @@ def test_everything_is_reached_by_keys(server, visit):
     page.wait("Listening")
     tab_to("hotwords")
     page.tab.keyboard.type("北京")
+    page.tab.keyboard.press("Shift+Tab")
     page.tab.keyboard.press("Shift+Tab")
     page.tab.locator(".utterance .text").wait_for()
     assert page.tab.evaluate("document.activeElement.textContent") == "Stop"
@@ -319,14 +320,19 @@ def test_a_phone(server, visit, pictures, scheme):
     page = visit(server, viewport={"width": 320, "height": 640}, device_scale_factor=2, has_touch=True, color_scheme=scheme)
     page.wait("Ready")
     assert page.num_columns_too_many() == 0
+    page.tab.screenshot(path=pictures / f"phone-{scheme}-ready.png")
+    page.tab.get_by_role("heading", name="Hotwords").click()
     page.tab.get_by_label("Names to listen for").fill("惠新西街南口" * 8)
     page.open("noise.wav")
     page.tab.locator(".utterance .changing", has_text=re.compile(".")).wait_for()
     assert page.num_columns_too_many() == 0
+    for element in (page.tab.locator(".utterance .text"), page.button("Stop")):
+        assert element.evaluate("element => { const { top, bottom } = element.getBoundingClientRect(); return top >= 0 && bottom <= innerHeight }")
+    page.tab.screenshot(path=pictures / f"phone-{scheme}-partial.png")
     page.tab.locator(".utterance[data-state=final]").wait_for()
     page.wait("Ready")
     assert page.num_columns_too_many() == 0
-    heights = page.tab.locator("button:visible, select:visible, textarea:visible").evaluate_all(
+    heights = page.tab.locator("button:visible, select:visible, textarea:visible, summary:visible").evaluate_all(
         "elements => elements.map(element => element.getBoundingClientRect().height)"
     )
     assert min(heights) >= 44, "a finger hits it"

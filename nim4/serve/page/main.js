@@ -229,4 +229,5 @@ at("key-form").addEventListener("submit", async (event) => {
 at("hotwords").addEventListener("input", showHotwords);
 for (const id of ["hotwords", "index"]) at(id).addEventListener("change", () => stream?.update(names()));
 
+at("settings").open = matchMedia("(min-width: 60rem)").matches; // on a phone the transcript comes first
 connect();

@@ -24,6 +24,8 @@ function roundUp(value) {
   return power * [1, 2, 5, 10].find((step) => step * power >= value);
 }
 
+const inUnits = (ms) => (ms < 1000 ? `${ms} ms` : `${ms / 1000} s`);
+
 export class LatencyPlot {
   #place;
   #summary;
@@ -56,7 +58,7 @@ export class LatencyPlot {
     picture.setAttribute("aria-label", `Latency of the last ${shown.length} texts, in milliseconds; its numbers are below`);
     for (const tick of [0, top / 2, top]) {
       picture.append(shape("line", { x1: EDGE.left, x2: width - EDGE.right, y1: y(tick), y2: y(tick), class: "grid" }));
-      picture.append(shape("text", { x: EDGE.left - 6, y: y(tick) + 4, class: "tick" }, tick === top ? `${tick} ms` : `${tick}`));
+      picture.append(shape("text", { x: EDGE.left - 6, y: y(tick) + 4, class: "tick" }, inUnits(tick)));
     }
     shown.forEach(({ kind, ms }, i) => {
       const x = EDGE.left + (i + 0.5) * step;
@@ -80,7 +82,7 @@ export class LatencyPlot {
     const [half, most] = [0.5, 0.95].map((part) => Math.round(quantile(values, part)));
     const item = document.createElement("li");
     item.className = kind;
-    item.textContent = `${values.length} ${kind}${values.length > 1 ? "s" : ""}: median ${half} ms, 95 % within ${most} ms`;
+    item.textContent = `${values.length} ${kind}${values.length > 1 ? "s" : ""}: median ${half}, p95 ${most} ms`;
     return item;
   }
 }

@@ -17,6 +17,7 @@ export class Transcript {
   #list;
   #announcer;
   #open = new Map(); // item -> { row, given, before: its last partial text }
+  #isNew = true; // no row of this stream yet
 
   /**
    * @param {HTMLElement} list of rows
@@ -35,7 +36,8 @@ export class Transcript {
     const row = make("li", "utterance", make("time", "", clock(beginS)), make("div", "said"));
     row.dataset.state = "partial";
     this.#open.set(item, { row, given, before: "" });
-    this.#keepEndInView(() => this.#list.append(row));
+    this.#keepEndInView(() => this.#list.append(row), this.#isNew);
+    this.#isNew = false;
   }
 
   /** @param {object} event partial, as stream.js gives it */
@@ -47,7 +49,7 @@ export class Transcript {
     const [settled, changing] = [characters.slice(0, event.settled), characters.slice(event.settled)].map((part) => part.join(""));
     const text = make("p", "text", make("span", "settled", settled), make("span", "changing", changing));
     text.lang = languageOf(event.text);
-    this.#show(utterance.row, text, hintsOf(event.hints, utterance.given));
+    this.#show(utterance.row, text, event.text ? hintsOf(event.hints, utterance.given) : null);
   }
 
   /** The text of the second pass, and what it changed. */
@@ -74,6 +76,7 @@ export class Transcript {
       else row.remove();
     }
     this.#open.clear();
+    this.#isNew = true;
   }
 
   clear() {
@@ -86,10 +89,10 @@ export class Transcript {
   }
 
   /** Scrolls on with the text, unless its reader has scrolled away. */
-  #keepEndInView(change) {
+  #keepEndInView(change, always = false) {
     const end = this.#list.getBoundingClientRect().bottom;
     change();
-    if (end > 0 && end <= innerHeight + 8) this.#list.lastElementChild?.scrollIntoView({ block: "nearest" });
+    if (always || (end > 0 && end <= innerHeight + 8)) this.#list.lastElementChild?.scrollIntoView({ block: "nearest" });
   }
 }
 
