@@ -185,12 +185,18 @@ class Service:
 
 
 def some_names(index: HotwordIndex) -> np.ndarray:
-    """(S, V) float32 log-probabilities, as if two names of the index were said clearly, a Mandarin and an English one if it has both."""
+    """(S, V) float32 log-probabilities, as if two names of the index were said clearly, a Mandarin and an English one if it has both.
+
+    Something English is always said, since words are searched then, too.
+    """
     trie, phones = index.state.base.trie, np.zeros(0, np.uint8)
     for node in {1, int(trie.first[1]) - 1} if trie.num_keys else ():  # below the root, by rising id; those of English are the highest
         while trie.key[node] == NONE:
             node = int(trie.first[node])
         phones = np.concatenate([phones, trie.phones_to(node)])
+    english = index.about.english
+    if english and not english & set(phones.tolist()):
+        phones = np.append(phones, np.uint8(min(english)))
     log_probs = np.full((2 * len(phones) + 1, len(index.inventory)), -20.0, np.float32)
     log_probs[::2, BLANK] = 0.0
     log_probs[np.arange(len(phones)) * 2 + 1, phones] = 0.0

@@ -135,6 +135,7 @@ def test_hints_from_an_index(talkative):
     session.append(as_float(samples))
     with RunningServer(model, {"names": index}) as server, server.stream() as client:
         assert index.search_log_probs(some_names(index))
+        assert index.about.english & set(some_names(index).argmax(1)), "or the search of words is compiled while a client waits"
         server.service.warm_up()
         client.send("session.update", session={"index": "names"})
         assert client.event()["session"]["index"] == "names"
