@@ -336,6 +336,7 @@ def test_a_phone(server, visit, pictures, scheme):
         "elements => elements.map(element => element.getBoundingClientRect().height)"
     )
     assert min(heights) >= 44, "a finger hits it"
+    page.tab.evaluate("scrollTo(0, 0)")
     page.tab.screenshot(path=pictures / f"phone-{scheme}.png", full_page=True)
 
 
