@@ -135,7 +135,7 @@ def visit(browser, audio):
 
     def visit(server, **options):
         contexts.append(browser.new_context(**({"viewport": {"width": 1280, "height": 860}} | options)))
-        contexts[-1].set_default_timeout(20_000)
+        contexts[-1].set_default_timeout(30_000)
         pages.append(Page(contexts[-1].new_page(), server, audio))
         return pages[-1]
 
@@ -151,24 +151,28 @@ def visit(browser, audio):
 def test_a_recording_from_partials_to_the_final_text(server, model, visit, pictures):
     page = visit(server)
     page.wait("Ready")
+    page.tab.evaluate("""() => {  // all that is seen and read out, from the first partial to the final text
+        window.seen = [];
+        const list = document.querySelector("#utterances");
+        const look = () => seen.push([list.querySelector(".text")?.textContent, list.querySelector(".utterance")?.dataset.state,
+            [...document.querySelectorAll("[aria-live]")].map((element) => element.textContent).join("")]);
+        new MutationObserver(look).observe(list, { childList: true, subtree: true });
+    }""")
     page.open("noise.wav")
-    row = page.tab.locator(".utterance[data-state=partial]")
-    row.locator(".changing", has_text=re.compile(".")).wait_for()
-    announced = page.tab.locator("[aria-live]").evaluate_all("elements => elements.map(element => element.textContent).join('')")
-    assert announced == "", "what can change is not read out"
+    page.tab.locator(".utterance .changing", has_text=re.compile(".")).wait_for()
     page.tab.screenshot(path=pictures / "partial.png")
-    partial = row.evaluate("row => new Promise(done => { const seen = [];"  # the texts that were seen until the final one came
-        " new MutationObserver(() => { seen.push(row.querySelector('.text').textContent); if (row.dataset.state === 'final') done(seen) })"
-        ".observe(row, { childList: true, subtree: true, attributes: true }) })")  # fmt: skip
+    row = page.tab.locator(".utterance[data-state=final]")
+    row.wait_for()
     page.wait("Ready")
-    row = page.tab.locator(".utterance")
     final = final_of(model, NOISE).text
+    seen = page.tab.evaluate("seen")
+    assert len({text for text, state, _ in seen if state == "partial"}) > 1
+    assert {announced for _, state, announced in seen if state == "partial"} == {""}, "what can change is not read out"
+    assert seen[-1] == [final, "final", final]
     assert page.text(row) == final
-    assert len(set(partial)) > 1
     assert row.locator("mark").count()
     assert row.locator(".changing").count() == 0
     assert row.locator(".note").inner_text().startswith("Second pass: ")
-    assert page.tab.locator("[aria-live]").evaluate_all("elements => elements.map(element => element.textContent).join('')") == final
     heard = np.frombuffer(b"".join(page.sent), "<i2")
     assert np.abs(heard.astype(int) - NOISE).max() <= 1, "Chromium reads positive samples as if 32767 were 1"
     page.tab.screenshot(path=pictures / "final.png", full_page=True)
@@ -273,7 +277,7 @@ def test_a_recording_is_paced(server, visit):
         seconds[is_fast] = (times[-1] - times[0]) / 1000
         page.button("Clear all").click()
     assert seconds[False] > 1.5  # 2 s of audio, 0.2 s ahead of the clock at most
-    assert seconds[True] < 1.5
+    assert seconds[True] < seconds[False]
 
 
 def test_everything_is_reached_by_keys(server, visit):
@@ -323,12 +327,13 @@ def test_a_phone(server, visit, pictures, scheme):
     page.tab.screenshot(path=pictures / f"phone-{scheme}-ready.png")
     page.tab.get_by_role("heading", name="Hotwords").click()
     page.tab.get_by_label("Names to listen for").fill("惠新西街南口" * 8)
-    page.open("noise.wav")
+    page.open("long.wav")
     page.tab.locator(".utterance .changing", has_text=re.compile(".")).wait_for()
     assert page.num_columns_too_many() == 0
     for element in (page.tab.locator(".utterance .text"), page.button("Stop")):
         assert element.evaluate("element => { const { top, bottom } = element.getBoundingClientRect(); return top >= 0 && bottom <= innerHeight }")
     page.tab.screenshot(path=pictures / f"phone-{scheme}-partial.png")
+    page.button("Stop").click()
     page.tab.locator(".utterance[data-state=final]").wait_for()
     page.wait("Ready")
     assert page.num_columns_too_many() == 0
@@ -395,7 +400,7 @@ def test_a_stream_that_the_server_ends_or_refuses(model, visit):
         assert page.trouble() == "A session lasts an hour at most: this one is over."
         assert page.tab.locator(".utterance[data-state=final]").count() == 1
         page.button("Reconnect").click()
-        page.wait("Listening")
+        assert page.tab.evaluate("document.activeElement.id") == "microphone"
         page.tab.locator(".utterance[data-state=final]").nth(1).wait_for()
         page.button("Reconnect").wait_for()
         wait_for(lambda: not server.service.streams)
@@ -428,16 +433,16 @@ def test_the_resampler(server, visit):
     page = visit(server)
     code = """async ([rate, tone, piece]) => {
         const { Resampler } = await import("/page/resampler.js");
-        const samples = Float32Array.from({ length: rate }, (_, i) => Math.sin(2 * Math.PI * tone * i / rate));
+        const samples = Float32Array.from({ length: rate / 4 }, (_, i) => Math.sin(2 * Math.PI * tone * i / rate));
         const resampler = new Resampler(rate);
         const output = [];
-        for (let start = 0; start < rate; start += piece) output.push(...resampler.push(samples.subarray(start, start + piece)));
+        for (let start = 0; start < rate / 4; start += piece) output.push(...resampler.push(samples.subarray(start, start + piece)));
         return output;
     }"""
     for rate in (44_100, 48_000, 16_000, 8_000):
         for tone in (100, 1000, 3000):
             output = np.array(page.tab.evaluate(code, [rate, tone, 128]))
-            assert 15_900 < len(output) <= 16_000
+            assert 3_900 < len(output) <= 4_000
             expected = np.sin(2 * np.pi * tone * np.arange(len(output)) / 16_000)
             assert np.abs(output - expected)[200:].max() < 2e-3, (rate, tone)
             assert np.allclose(output, page.tab.evaluate(code, [rate, tone, 1777])[: len(output)], atol=1e-6), "in any pieces"

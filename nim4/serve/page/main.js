@@ -208,7 +208,10 @@ at("file-input").addEventListener("change", ({ target }) => {
   target.value = ""; // so that the same file can be chosen again
   if (file) listen(at("file"), recording(file));
 });
-onClick("reconnect", () => again());
+onClick("reconnect", () => {
+  at("microphone").focus(); // this button goes away
+  again();
+});
 onClick("download", () => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([log.toJsonLines()], { type: "application/x-ndjson" }));
