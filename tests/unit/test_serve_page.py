@@ -80,6 +80,7 @@ class Page:
         self.origins, self.complaints, self.sent = set(), [], []
         tab.on("request", lambda request: self.origins.add(urlsplit(request.url).netloc))
         tab.on("websocket", self._watch)
+        tab.on("filechooser", lambda chooser: None)  # so that Playwright catches them from now on: a key would be quicker than its asking
         tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         tab.on("console", lambda message: self.complaints.append(message.text))
         self.address = f"127.0.0.1:{server.port}"
