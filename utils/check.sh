@@ -38,6 +38,7 @@ if [ "$code" != 0 ]; then
 fi
 
 say "tests: ${tests[*]}"
+command -v chromium chromium-browser google-chrome >/dev/null || say "the web page is not tested in a browser: there is none. Fix: apt-get install -y chromium"
 # A process per core, one thread each: torch's threads of several processes would wait for each other.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=5 "${tests[@]}" 2>&1 | tee "$report" || code=$?

@@ -15,11 +15,12 @@ import torch
 from running_server import RunningServer, as_float, pcm, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from nim4.config import VadConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
-from nim4.decode.streaming import Recogniser
+from nim4.decode.streaming import Recogniser, StreamingSession
+from nim4.decode.together import step
 from nim4.model.asr import load_speech_llm
-from nim4.serve.realtime import hear_chunk
 from nim4.serve.service import some_names
 
 HOTWORDS = ["北京", "上海"]
@@ -107,14 +108,11 @@ def test_streams_at_the_same_time_do_not_hear_each_other(server, model):
         texts = list(pool.map(speak, range(6)))
     assert texts == [final_of(model, pcm(1.5 + seed / 10, seed=seed)) for seed in range(6)]
     assert len(set(texts)) > 1
+    assert server.service.metrics._sums["step_sessions"] > sum(server.service.metrics._observed["step_sessions"]), "none had a step together"
 
 
 def test_a_stream_that_has_much_to_say_does_not_hold_up_another(server, monkeypatch):
-    def slowly(session, samples):
-        time.sleep(0.02)
-        return hear_chunk(session, samples)
-
-    monkeypatch.setattr("nim4.serve.realtime.hear_chunk", slowly)
+    monkeypatch.setattr("nim4.serve.model_thread.step", lambda tasks: time.sleep(0.005) or step(tasks))
     ended = []
     with server.stream() as long, server.stream() as short, ThreadPoolExecutor(2) as pool:
         long.speak(pcm(9.5))
@@ -134,6 +132,7 @@ def test_hints_from_an_index(talkative):
     session.append(as_float(samples))
     with RunningServer(model, {"names": index}) as server, server.stream() as client:
         assert index.search_log_probs(some_names(index))
+        assert index.about.english & set(some_names(index).argmax(1)), "or the search of words is compiled while a client waits"
         server.service.warm_up()
         client.send("session.update", session={"index": "names"})
         assert client.event()["session"]["index"] == "names"
@@ -179,7 +178,13 @@ def test_bad_messages_are_told_and_the_stream_goes_on(server, model):
             ({"index": "none"}, "index_not_found"),
             ({"language": ["zh"]}, "unsupported_language"),
             ({"chunk_ms": 100}, "invalid_value"),
-            ({"turn_detection": {"type": "server_vad"}}, "unsupported_value"),
+            ({"turn_detection": {"type": "semantic_vad"}}, "unsupported_value"),
+            ({"turn_detection": {"create_response": True}}, "unsupported_value"),
+            ({"turn_detection": {"threshold": float("nan")}}, "invalid_value"),
+            ({"turn_detection": {"threshold": True}}, "invalid_value"),
+            ({"turn_detection": {"silence_duration_ms": 31}}, "invalid_value"),
+            ({"turn_detection": {"padding_ms": 300}}, "unknown_parameter"),
+            ({"turn_detection": "server_vad"}, "invalid_value"),
             ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}}, "unsupported_value"),
             ({"input_audio_transcription": {"model": "whisper-1"}}, "model_not_found"),
         ):
@@ -312,7 +317,7 @@ def frame(data, opcode):
 
 
 def test_a_client_that_stops_reading_is_found_by_pings(model, sessions):
-    with RunningServer(model, ping_s=0.2) as server, raw_stream(server) as raw:
+    with RunningServer(model, ping_s=0.2, vad=VadConfig(threshold=0.0)) as server, raw_stream(server) as raw:
         raw.sendall(frame(pcm(0.7).tobytes(), 2))
         wait_for(lambda: sessions)
         wait_for(lambda: not server.service.streams and not sessions[0]._open)
@@ -334,7 +339,7 @@ def test_a_client_that_stops_reading_is_found_by_what_it_does_not_take(model, mo
 def test_a_failure_ends_one_stream_only(server, model, monkeypatch):
     with server.stream() as good, server.stream() as bad:
         good.speak(pcm(0.5))
-        monkeypatch.setattr("nim4.serve.realtime.hear_end", lambda *_: 1 / 0)
+        monkeypatch.setattr(StreamingSession, "_finalize", lambda _: 1 / 0)
         bad.speak(pcm(0.5))
         bad.send("stop")
         assert bad.rest()[1] == 1011
