@@ -23,9 +23,11 @@ _STRETCH = re.compile(rf"[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*\d[{HAN}\d%‰℃�
 ENGLISH_NUMBER = re.compile(r"[$£€¥]?\d+(?:[.:/]\d+)*[%℃℉]?")
 _ENGLISH_WORDS = re.compile(r"[a-z]+(?:[ '-][a-z]+)*")
 # What changes how the grammar reads numbers near it: ranges, what is about so much, ends of telephone numbers.
-_NOT_PLAIN = re.compile(rf"到|约|人均|尾号|[^\d{HAN}]")
-# 110, 12306, 95588, and several in a row, are read digit by digit. This is more than the grammar knows, and sends them there.
-_HOTLINES = re.compile(r"(?:1[12]\d|(?:10|12|95)\d{3})+")
+_NOT_PLAIN = re.compile(rf"到|约|人均|尾号|(?<!\d)%|[^\d%{HAN}]")
+_PLAIN = re.compile(r"(\d+)(%?)")
+# What the grammar reads digit by digit, several in a row too; with a unit behind it is a number like any other.
+_HOTLINES = "110|111|112|114|119|120|122|10010|10086|12110|12306|12315|12320|12328|12333|12345|12366|95(?:1[12]0|188|500|511|533|555|566|588|59[89])"
+_ONLY_HOTLINES = re.compile(f"(?:{_HOTLINES})+")
 _LONGER_UNITS = "公小平微摄立纳年"  # 2小时 is 两小时, though 小 alone is no unit
 _DIGITS_EN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -70,10 +72,10 @@ def _read_stretch(stretch: str) -> str:
     stretch = re.sub(r"第(\d+)", lambda match: "第" + cardinal_zh(match[1]), stretch)
     if not re.search(r"\d", stretch):
         return stretch
-    plain = [None] if _NOT_PLAIN.search(stretch) else [_read_plain(match) for match in re.finditer(r"\d+", stretch)]
+    plain = [None] if _NOT_PLAIN.search(stretch) else [_read_plain(match) for match in _PLAIN.finditer(stretch)]
     if None in plain:
         return read_by_grammar(stretch)
-    return re.sub(r"\d+", lambda match: plain.pop(0), stretch)
+    return _PLAIN.sub(lambda match: plain.pop(0), stretch)
 
 
 def read_by_grammar(stretch: str) -> str:
@@ -82,24 +84,29 @@ def read_by_grammar(stretch: str) -> str:
 
 
 def _read_plain(number: re.Match[str]) -> str | None:
-    """The reading of a number among Chinese characters; None where only the grammar knows it."""
-    zeros = len(number[0]) - len(number[0].lstrip("0"))
-    digits, following = number[0][zeros:], number.string[number.end() : number.end() + 2]
-    if not digits:
-        return "零" * zeros
-    if following[:1] == "年" and len(number[0]) > (1 if zeros else 3):  # a year, but 3000年前 is a number of years
-        return _one_by_one(digits) if len(number[0]) == 4 and not zeros and following[1:] not in list("前后内来") else None
-    if len(number[0]) == 11 or len(number[0]) > 12 or (zeros and len(number[0]) > 10) or _HOTLINES.fullmatch(digits) or following[:1] == "后":
+    """The reading of a number or percentage among Chinese characters; None where only the grammar knows it."""
+    length, digits = len(number[1]), number[1].lstrip("0")
+    zeros, following = "零" * (length - len(digits)), number.string[number.end() : number.end() + 2]
+    if length == 11 or length > 12 or (zeros and (length > 10 or number[2])):
         return None
-    if digits == "2":
-        return None if zeros or following[:1] in list(_LONGER_UNITS) else _two_before(following[:1])
-    return "零" * zeros + re.sub("^二(?=[百千万亿])", "两", cardinal_zh(digits))
+    if not digits:
+        return zeros
+    spoken = re.sub("^二(?=[百千万亿])", "两", cardinal_zh(digits))
+    if number[2]:
+        return "百分之" + spoken
+    if following[:1] == "年" and length > (1 if zeros else 3):  # a year, but 3000年前 is a number of years
+        return _one_by_one(digits) if length == 4 and not zeros and following[1:] not in list("前后内来") else None
+    if following[:1] == "后":
+        return None
+    if digits == "2" or _ONLY_HOTLINES.fullmatch(digits):
+        return None if zeros or following[:1] in list(_LONGER_UNITS) else _read_before(digits, following[:1])
+    return zeros + spoken
 
 
 @functools.cache
-def _two_before(char: str) -> str:
-    """二 or 两, before this character or at the end."""
-    return (_speak("2" + char, "zh") or "二")[0]
+def _read_before(digits: str, char: str) -> str:
+    """A number before this character, or at the end; for the few whose reading depends on it."""
+    return read_by_grammar(digits + char).removesuffix(char)
 
 
 def _one_by_one(digits: str) -> str:
