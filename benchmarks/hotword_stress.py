@@ -45,6 +45,7 @@ from nim4.score.plot import picture
 from nim4.stage import write_jsonl
 from nim4.train.distributed import pick_device
 
+log = nim4.stage.log
 SIZES = (0, 10, 1_000, 100_000, 1_000_000)
 BATCH = 16
 SILENCE_S, CLIP_S = 600, 10
@@ -103,7 +104,10 @@ class Stress:
                 continue
             paths = spread(paths, args.limit) if args.limit else paths
             for way, cut in (("whole", _whole), ("segments", segments)):
-                self.silent[f"{Path(name).stem} {way}"] = self._hear(acoustic, list(_pieces(paths, cut)))
+                heard = self._hear(acoustic, list(_pieces(paths, cut)))
+                log.info("%s: %d files, %d pieces %s", name, len(paths), len(heard), way)
+                if heard:
+                    self.silent[f"{Path(name).stem} {way}"] = heard
         self.silent["silence"] = self._hear(acoustic, list(_silence()))
         reports = ListReport(), ListReport()
         self.spoken = make_keys(read_list(args.spoken, self.inventory, reports[0]), self.inventory, reports[0])

@@ -11,7 +11,7 @@ Training labels have one reading per text; a name gets all that a speaker may ch
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 from nim4.corpus.g2p import Lexicon, Reading, han_readings
@@ -134,12 +134,12 @@ def _char_options(char: str, own: Phones, alone: bool) -> list[Option]:
     return [(own, 0), *((other, first + rank) for rank, other in enumerate(han_readings(char)) if other != own)]
 
 
-def _changed_tone(char: str, following: str) -> Iterator[Phones]:
-    """一 and 不 as they sound before a syllable with this final."""
+@functools.cache
+def _changed_tone(char: str, following: str) -> tuple[Phones, ...]:
+    """一 and 不 as they sound before a syllable with this final; none where nothing changes."""
     if char == "一" and following[-1] in "1234":
-        yield syllable_phones("yi2" if following[-1] == "4" else "yi4")
-    elif char == "不" and following[-1] == "4":
-        yield syllable_phones("bu2")
+        return (syllable_phones("yi2" if following[-1] == "4" else "yi4"),)
+    return (syllable_phones("bu2"),) if char == "不" and following[-1] == "4" else ()
 
 
 def _variants(text: str) -> list[str]:
