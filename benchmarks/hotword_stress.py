@@ -6,7 +6,8 @@ them, the same ones first in every larger list. Each test set is searched exactl
 decoded with these hints. Where nothing is said (--silent, and ten minutes of silence: digital, and room-like noise 60 dB below full scale) leaks
 are counted: hints that are written though nobody said them. --silent takes sets of --units, folders of audio files and lists of them (.txt, a
 path per line), of any length; each is decoded whole, in pieces of 20 s, and once more as users' audio is, in the segments that the detector of
-speech finds. OUT gets stress.jsonl (every count with its interval), leaks.txt with the place of each leak, and stress.png.
+speech finds; `written` counts texts that are not empty, `led by hints` leaks that are not written without hints too. OUT gets stress.jsonl (every
+count with its interval), leaks.txt with the place of each leak, and stress.png.
 """
 
 import argparse
@@ -28,9 +29,10 @@ import nim4.stage
 from nim4.config import RecipeError, VadConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ, WINDOW_SAMPLES, read_recording, read_samples
 from nim4.corpus.hotword_list import KeyedNames, ListReport, default_jobs, make_keys, read_list
-from nim4.corpus.keywords import Keywords
+from nim4.corpus.keywords import Keywords, contains
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.table import spread
+from nim4.corpus.text import split_tokens
 from nim4.decode.ctc import offline_log_probs
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.hotword_hints import Hints
@@ -117,6 +119,7 @@ class Stress:
         self._rank = rng.permutation(len(others.names))
         self._rank[[number for number, name in enumerate(others.names) if name.text in own]] = len(others.names)
         self.others: KeyedNames = others
+        self._plain: dict[str, list[str | None]] = {}  # texts without hints, of the sets in which nothing is said
 
     @staticmethod
     def _hear(acoustic: Any, rows: Sequence[Row]) -> list[Heard]:
@@ -152,8 +155,18 @@ class Stress:
                 p50, p99 = np.percentile(times, [50, 99])
                 row = {"names": 0 if index is None else len(index), "search": search, "set": name, "p50_us": float(p50), "p99_us": float(p99)}
                 row["wrote"] = None if self.llm is None else sum(bool(text) for text in texts)
+                row["led"] = self._led(name, heard, scores.leaked)
                 row |= {"pairs": pair_rates([o.text for o in heard], texts, pairs)} if self.llm is not None and name in self.sets else {}
                 yield row | dataclasses.asdict(scores)
+
+    def _led(self, name: str, heard: Sequence[Heard], leaked: Sequence[tuple[str, str, str]]) -> int | None:
+        """How many of the leaks stand in no text that is written without hints: those that hints led to."""
+        if name not in self.silent or self.llm is None:
+            return None
+        if name not in self._plain:
+            self._plain[name] = self._write(heard, [[]] * len(heard))
+        plain = {own.id: text or "" for own, text in zip(heard, self._plain[name], strict=True)}
+        return sum(not contains(split_tokens(plain[place]), split_tokens(hint)) for place, _, hint in leaked)
 
     def _write(self, heard: Sequence[Heard], hints: Sequence[list[str]]) -> list[str | None]:
         if self.llm is None:
@@ -222,6 +235,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     low, high = row["false_alarms_interval"] or (0.0, 0.0)
     cells["false alarms/h"] = "-" if row["false_alarms_per_hour"] is None else f"{row['false_alarms_per_hour']:.0f} [{low:.0f}, {high:.0f}]"
     cells["written"] = "-" if row["wrote"] is None else f"{row['wrote']}/{row['leaks']['total']}"
+    cells["led by hints"] = "-" if row["led"] is None else str(row["led"])
     numbers = {"b_wer": "B-WER %", "u_wer": "U-WER %"}
     return cells | {label: "-" if row[key] is None else f"{row[key]:.1f}" for key, label in numbers.items()} | {"p99_us": row["p99_us"]}
 
