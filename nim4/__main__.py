@@ -380,11 +380,13 @@ def found_hotwords(args: argparse.Namespace, index: Any) -> Any:
     model, inventory = load_model(args.model, pick_device("cpu"))
     if inventory.tokens != index.inventory.tokens:
         raise RecipeError(args.index, expected="an index of the model's units", found="others", fix=f"build it with --units {args.model}")
+    cuts, problems = cuts_from_table([Row("recording", args.wav, "?", "", "zh")])
     try:
-        (cut,) = cuts_from_table([Row("recording", args.wav, "?", "", "zh")])[0]
-        (log_probs,) = offline_log_probs(model, [read_samples(cut)])
+        if problems:
+            raise ValueError(problems[0].reason)
+        (log_probs,) = offline_log_probs(model, [read_samples(cuts[0])])
     except UNREADABLE as error:
-        raise RecipeError(args.wav, expected="a recording of 0.1 to 60 s", found=error or "none", fix="correct --wav") from error
+        raise RecipeError(args.wav, expected="a recording of 0.1 to 60 s", found=error, fix="correct --wav") from error
     return view.search_log_probs(log_probs, DEFAULT_LIMITS if args.search == "lattice" else None)
 
 
