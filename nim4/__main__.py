@@ -3,8 +3,8 @@
 import argparse
 import json
 import re
-import time
-from collections.abc import Iterator
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,41 +122,30 @@ def stream(args: argparse.Namespace) -> None:
     from nim4.decode.listening import Listener
     from nim4.decode.streaming import Recogniser
     from nim4.decode.vad import check
-    from nim4.report import live_text
+    from nim4.report.live_text import shown
 
     vad = load(VadConfig, {}, args.set, "--set")
     check(vad)
     if args.mic and args.realtime:
         raise RecipeError("--realtime", expected="--wav beside it", found="--mic", fix="leave it out: nobody speaks faster than in real time")
-    pieces = microphone.listen(PIECE_S) if args.mic else pieces_of(args.wav, args.realtime)
+    pieces = microphone.listen(PIECE_S) if args.mic else microphone.play(args.wav, PIECE_S, args.realtime)
     model, _, index, given = load_speech(args)
     listener = Listener(Recogniser(model, hotwords=index), vad, given)
+
+    def show(update: Any) -> None:
+        if args.no_punctuation and update.hypothesis is not None:
+            update = replace(update, hypothesis=update.hypothesis.unpunctuated())
+        print(shown(update, sys.stdout.isatty()), end="", flush=True)
+
     try:
         for piece in pieces:
             for update in listener.push(piece):
-                live_text.show(update, args.no_punctuation)
+                show(update)
     except KeyboardInterrupt:
         if not args.mic:
             raise
     for update in listener.finish():
-        live_text.show(update, args.no_punctuation)
-
-
-def pieces_of(path: Path, realtime: bool) -> Iterator[Any]:
-    """A recording, piece by piece; in real time each comes when it has been spoken."""
-    from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
-
-    samples = read_recording(path)  # before the model is: what is wrong with it is told at once
-
-    def pieces() -> Iterator[Any]:
-        step, started_s = round(PIECE_S * SAMPLING_RATE_HZ), time.monotonic()
-        for start in range(0, len(samples), step):
-            piece = samples[start : start + step]
-            if realtime:
-                time.sleep(max((start + len(piece)) / SAMPLING_RATE_HZ - (time.monotonic() - started_s), 0.0))
-            yield piece
-
-    return pieces()
+        show(update)
 
 
 def add_serve(commands: Any) -> None:

@@ -1,16 +1,18 @@
-"""The sound of a microphone as it comes. The only door to sounddevice, which is not needed for anything else."""
+"""Sound as it comes: of a microphone, or of a recording in its place. The only door to sounddevice, which is not needed for anything else."""
 
 import itertools
 import logging
 import math
 import queue
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nim4.config import RecipeError
-from nim4.corpus.feats import SAMPLING_RATE_HZ
+from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
 
 log = logging.getLogger("nim4")
 MARGIN = 32  # samples at 16 kHz: scipy's resample_poly looks at 20 to either side
@@ -45,6 +47,21 @@ def listen(piece_s: float) -> Iterator[np.ndarray]:
     except (sounddevice.PortAudioError, ValueError) as error:
         raise RecipeError("--mic", expected="a microphone", found=error, fix="connect one, and make it the default input") from error
     return _pieces(stream, heard, rate_hz)
+
+
+def play(path: Path, piece_s: float, realtime: bool) -> Iterator[np.ndarray]:
+    """The same of a recording, up to its end. It is read at once, and raises as read_recording; in real time a piece comes when it has been said."""
+    samples, step = read_recording(path), round(piece_s * SAMPLING_RATE_HZ)
+
+    def pieces() -> Iterator[np.ndarray]:
+        started_s = time.monotonic()
+        for start in range(0, len(samples), step):
+            piece = samples[start : start + step]
+            if realtime:
+                time.sleep(max((start + len(piece)) / SAMPLING_RATE_HZ - (time.monotonic() - started_s), 0.0))
+            yield piece
+
+    return pieces()
 
 
 def _pieces(stream: Any, heard: Any, rate_hz: int) -> Iterator[np.ndarray]:

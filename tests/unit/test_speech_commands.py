@@ -15,7 +15,6 @@ from made_corpora import write_audio
 from scipy.signal import resample_poly
 from spoken_clips import join, read_clips
 
-from nim4 import __main__ as nim4_main
 from nim4.config import VadConfig
 from nim4.corpus.feats import read_recording
 from nim4.corpus.microphone import resampled
@@ -24,7 +23,7 @@ from nim4.decode.offline import transcripts
 from nim4.decode.streaming import Counts, Hypothesis, Recogniser
 from nim4.decode.vad import segments
 from nim4.model.asr import load_speech_llm
-from nim4.report.live_text import show
+from nim4.report.live_text import shown
 
 ALL_IS_SPEECH = ["--set", "threshold=0"]
 
@@ -64,18 +63,18 @@ def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
 
 
-def test_a_terminal_shows_what_can_still_change_dim(nim4, talkative, recordings, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+def test_a_terminal_shows_what_can_still_change_dim(monkeypatch):
     monkeypatch.setenv("COLUMNS", "8")
+    written = ""
     for text, settled, is_final in (("打开天窗", 2, False), ("打开天窗", 4, True), ("ab", 0, False)):
-        show(Update("final" if is_final else "partial", 0, 1.0, Hypothesis(text, (), (), 1.0, 1, settled, is_final, Counts())))
-    show(Update("speech_started", 1, 2.0))
-    assert capsys.readouterr().out == "\r\x1b[K开\x1b[2m天窗\x1b[0m\r\x1b[K打开天窗\n\r\x1b[K\x1b[2mab\x1b[0m"
+        written += shown(Update("final" if is_final else "partial", 0, 1.0, Hypothesis(text, (), (), 1.0, 1, settled, is_final, Counts())), True)
+    written += shown(Update("speech_started", 1, 2.0), True)
+    assert written == "\r\x1b[K开\x1b[2m天窗\x1b[0m\r\x1b[K打开天窗\n\r\x1b[K\x1b[2mab\x1b[0m"
 
 
 def test_real_time_takes_the_time_it_was_spoken_in(nim4, talkative, recordings, monkeypatch):
     slept = []
-    monkeypatch.setattr(nim4_main, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 7.0))  # a clock that stands
+    monkeypatch.setattr("nim4.corpus.microphone.time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 7.0))  # a clock that stands
     assert nim4("stream", "--model", talkative, "--wav", recordings[0], "--realtime", "--device", "cpu")[0] == 0
     assert slept == pytest.approx([0.1 * number for number in range(1, 16)])  # pieces of 100 ms, though nobody speaks
 
