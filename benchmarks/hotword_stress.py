@@ -3,15 +3,18 @@
 
 For each list size the index holds the names that are said in the test sets (--spoken, and with size 0 nothing) and names of --names beside
 them, the same ones first in every larger list. Each test set is searched exactly and in the confusion network; with a speech LLM it is also
-decoded with these hints. Sets in which nothing is said and ten minutes of silence (digital, and room-like noise 60 dB below full scale)
-count leaks: hints that are written though nobody said them. OUT gets stress.jsonl (every count with its interval), leaks.txt and stress.png.
+decoded with these hints. Where nothing is said (--silent, and ten minutes of silence: digital, and room-like noise 60 dB below full scale) leaks
+are counted: hints that are written though nobody said them. --silent takes sets of --units, folders of audio files and lists of them (.txt, a
+path per line), of any length; each is decoded whole, in pieces of 20 s, and once more as users' audio is, in the segments that the detector of
+speech finds; `written` counts texts that are not empty, `led by hints` leaks that are not written without hints too. OUT gets stress.jsonl (every
+count with its interval), leaks.txt with the place of each leak, and stress.png.
 """
 
 import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +26,20 @@ from common import SEED, parser_for, publish
 from hotwords import some_of
 
 import nim4.stage
-from nim4.config import RecipeError
-from nim4.corpus.feats import SAMPLING_RATE_HZ, read_samples
+from nim4.config import RecipeError, VadConfig
+from nim4.corpus.feats import SAMPLING_RATE_HZ, WINDOW_SAMPLES, read_recording, read_samples
 from nim4.corpus.hotword_list import KeyedNames, ListReport, default_jobs, make_keys, read_list
-from nim4.corpus.keywords import Keywords
+from nim4.corpus.keywords import Keywords, contains
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.table import spread
+from nim4.corpus.text import split_tokens
 from nim4.decode.ctc import offline_log_probs
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.hotword_hints import Hints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS
 from nim4.decode.hotword_names import joined
 from nim4.decode.offline import transcripts
+from nim4.decode.vad import segments
 from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import load_model
 from nim4.score.hotword import HotwordUtterance, Share, pair_rates, score_hotwords
@@ -42,17 +47,23 @@ from nim4.score.plot import picture
 from nim4.stage import write_jsonl
 from nim4.train.distributed import pick_device
 
+log = nim4.stage.log
 SIZES = (0, 10, 1_000, 100_000, 1_000_000)
 BATCH = 16
 SILENCE_S, CLIP_S = 600, 10
+PIECE_SAMPLES = round(VadConfig.max_segment_s * SAMPLING_RATE_HZ)
+AUDIO = {".wav", ".flac", ".opus", ".ogg", ".mp3", ".m4a"}
+
+Row = tuple[str, np.ndarray, str, str | None]  # id, samples, what is said, speaker
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = parser_for(__doc__, rounds=None)
     parser.add_argument("--model", type=Path, required=True, help="model folder of stage 3 or 9; with llm/ in it transcripts are looked at too")
     parser.add_argument("--units", type=Path, required=True, help="folder of stage 2")
-    parser.add_argument("--test", required=True, help="test sets with speech, separated by blanks")
-    parser.add_argument("--silent", default="", help="sets in which nothing is said, separated by blanks")
+    parser.add_argument("--test", required=True, help="test sets with speech, separated by blanks; '' for none")
+    silent = "sets, folders of audio files or lists of them (.txt) in which nothing is said, separated by blanks"
+    parser.add_argument("--silent", default="", help=silent)
     parser.add_argument("--spoken", type=Path, required=True, help="word list of names that are said in the test sets")
     parser.add_argument("--names", type=Path, required=True, help="word list of names that hardly are")
     parser.add_argument("--sizes", default=" ".join(map(str, SIZES)), help="names in the index, separated by blanks")
@@ -68,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 class Heard:
     """One utterance, as the phoneme head heard it."""
 
+    id: str
     samples: np.ndarray
     text: str
     speaker: str | None
@@ -86,7 +98,18 @@ class Stress:
         acoustic, self.inventory = load_model(args.model, device)
         self.llm: SpeechLlm | None = load_speech_llm(args.model, device)[0] if (args.model / LLM_FOLDER).is_dir() else None
         self.sets = {name: self._hear(acoustic, _read(args.units / f"{name}.jsonl.gz", args.limit)) for name in args.test.split()}
-        self.silent = {name: self._hear(acoustic, _read(args.units / f"{name}.jsonl.gz", args.limit)) for name in args.silent.split()}
+        self.silent = {}
+        for name in args.silent.split():
+            paths = _files(name)
+            if paths is None:
+                self.silent[name] = self._hear(acoustic, _read(args.units / f"{name}.jsonl.gz", args.limit))
+                continue
+            paths = spread(paths, args.limit) if args.limit else paths
+            for way, cut in (("whole", _whole), ("segments", segments)):
+                heard = self._hear(acoustic, list(_pieces(paths, cut)))
+                log.info("%s: %d files, %d pieces %s", name, len(paths), len(heard), way)
+                if heard:
+                    self.silent[f"{Path(name).stem} {way}"] = heard
         self.silent["silence"] = self._hear(acoustic, list(_silence()))
         reports = ListReport(), ListReport()
         self.spoken = make_keys(read_list(args.spoken, self.inventory, reports[0]), self.inventory, reports[0])
@@ -96,13 +119,14 @@ class Stress:
         self._rank = rng.permutation(len(others.names))
         self._rank[[number for number, name in enumerate(others.names) if name.text in own]] = len(others.names)
         self.others: KeyedNames = others
+        self._plain: dict[str, list[str | None]] = {}  # texts without hints, of the sets in which nothing is said
 
     @staticmethod
-    def _hear(acoustic: Any, rows: Sequence[tuple[np.ndarray, str, str | None]]) -> list[Heard]:
+    def _hear(acoustic: Any, rows: Sequence[Row]) -> list[Heard]:
         heard = []
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            for row, log_probs in zip(batch, offline_log_probs(acoustic, [samples for samples, _, _ in batch]), strict=True):
+            for row, log_probs in zip(batch, offline_log_probs(acoustic, [samples for _, samples, _, _ in batch]), strict=True):
                 heard.append(Heard(*row, log_probs))
         return heard
 
@@ -126,12 +150,23 @@ class Stress:
                     hints.append(Hints().update(hits))
                     times.append(1e6 * (time.thread_time() - started_s))
                 texts = self._write(heard, hints)
-                utterances = [HotwordUtterance(o.text, t, h, o.audio_s, o.speaker) for o, t, h in zip(heard, texts, hints, strict=True)]
+                utterances = [HotwordUtterance(o.text, t, h, o.audio_s, o.speaker, o.id) for o, t, h in zip(heard, texts, hints, strict=True)]
                 scores = score_hotwords(utterances, keywords)
                 p50, p99 = np.percentile(times, [50, 99])
                 row = {"names": 0 if index is None else len(index), "search": search, "set": name, "p50_us": float(p50), "p99_us": float(p99)}
+                row["wrote"] = None if self.llm is None else sum(bool(text) for text in texts)
+                row["led"] = self._led(name, heard, scores.leaked)
                 row |= {"pairs": pair_rates([o.text for o in heard], texts, pairs)} if self.llm is not None and name in self.sets else {}
                 yield row | dataclasses.asdict(scores)
+
+    def _led(self, name: str, heard: Sequence[Heard], leaked: Sequence[tuple[str, str, str]]) -> int | None:
+        """How many of the leaks stand in no text that is written without hints: those that hints led to."""
+        if name not in self.silent or self.llm is None:
+            return None
+        if name not in self._plain:
+            self._plain[name] = self._write(heard, [[]] * len(heard))
+        plain = {own.id: text or "" for own, text in zip(heard, self._plain[name], strict=True)}
+        return sum(not contains(split_tokens(plain[place]), split_tokens(hint)) for place, _, hint in leaked)
 
     def _write(self, heard: Sequence[Heard], hints: Sequence[list[str]]) -> list[str | None]:
         if self.llm is None:
@@ -148,17 +183,44 @@ def _texts(index: HotwordIndex) -> list[str]:
     return [base.text(number) for number in range(base.num_names)]
 
 
-def _read(manifest: Path, limit: int) -> list[tuple[np.ndarray, str, str | None]]:
+def _read(manifest: Path, limit: int) -> list[Row]:
     cuts = sorted(load_cuts(manifest), key=lambda cut: (-cut.duration, cut.id))
     kept = spread(cuts, limit) if limit else cuts
-    return [(read_samples(cut), cut.supervisions[0].text or "", cut.supervisions[0].speaker) for cut in kept]
+    return [(cut.id, read_samples(cut), cut.supervisions[0].text or "", cut.supervisions[0].speaker) for cut in kept]
 
 
-def _silence() -> Iterator[tuple[np.ndarray, str, str | None]]:
+def _files(name: str) -> list[Path] | None:
+    """The audio files of a folder or a list; None when `name` is neither, and so a set of --units."""
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO)
+    elif path.suffix == ".txt" and path.is_file():
+        found = [Path(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        return None
+    if not found:
+        raise RecipeError(f"--silent {name}", expected="audio files", found="none", fix="name another folder or list")
+    return found
+
+
+def _pieces(paths: Iterable[Path], cut: Callable[[np.ndarray], list[tuple[int, int]]]) -> Iterator[Row]:
+    for path in paths:
+        samples = read_recording(path)
+        for start, end in cut(samples):
+            if end - start >= WINDOW_SAMPLES:
+                yield f"{path.name} {start / SAMPLING_RATE_HZ:.1f}-{end / SAMPLING_RATE_HZ:.1f} s", samples[start:end], "", None
+
+
+def _whole(samples: np.ndarray) -> list[tuple[int, int]]:
+    return [(start, min(start + PIECE_SAMPLES, len(samples))) for start in range(0, len(samples), PIECE_SAMPLES)]
+
+
+def _silence() -> Iterator[Row]:
     rng = np.random.default_rng(SEED)
     for number in range(SILENCE_S // CLIP_S):
         samples = np.zeros(CLIP_S * SAMPLING_RATE_HZ, np.float32)
-        yield (samples if number % 2 else samples + 1e-3 * rng.standard_normal(len(samples), dtype=np.float32)), "", None
+        kind, sound = ("digital", samples) if number % 2 else ("room", samples + 1e-3 * rng.standard_normal(len(samples), dtype=np.float32))
+        yield f"{kind} silence {number}", sound, "", None
 
 
 def _percent(share: dict[str, Any]) -> str:
@@ -172,6 +234,8 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     cells |= {f"{key}_%": _percent(row[key]) for key in ("recall", "precision", "adopted", "wrongly_adopted", "leaks")}
     low, high = row["false_alarms_interval"] or (0.0, 0.0)
     cells["false alarms/h"] = "-" if row["false_alarms_per_hour"] is None else f"{row['false_alarms_per_hour']:.0f} [{low:.0f}, {high:.0f}]"
+    cells["written"] = "-" if row["wrote"] is None else f"{row['wrote']}/{row['leaks']['total']}"
+    cells["led by hints"] = "-" if row["led"] is None else str(row["led"])
     numbers = {"b_wer": "B-WER %", "u_wer": "U-WER %"}
     return cells | {label: "-" if row[key] is None else f"{row[key]:.1f}" for key, label in numbers.items()} | {"p99_us": row["p99_us"]}
 
@@ -214,7 +278,9 @@ def main() -> None:
             print(f"{row['names']} names, {row['search']}, {row['set']}", file=sys.stderr, flush=True)
     write_jsonl(args.out / "stress.jsonl", rows)
     with nim4.stage.atomic_write(args.out / "leaks.txt") as file:
-        file.writelines(f"{row['names']}\t{row['search']}\t{row['set']}\t{said}\t{hint}\n" for row in rows for said, hint in row["leaked"])
+        file.writelines(
+            f"{row['names']}\t{row['search']}\t{row['set']}\t{place}\t{said}\t{hint}\n" for row in rows for place, said, hint in row["leaked"]
+        )
     plot(rows, args.out / "stress.png")
     size = f"{args.names.name}, {args.test} {args.silent}"
     publish(args, __doc__.split("\n")[0], size, [shown(row) for row in rows])

@@ -6,11 +6,13 @@ Thread CPU time of single queries: 100 phones of running text with one name in t
 edit distance, measured on at most 20,000 keys and scaled.
 Memory is what a fresh process holds more after loading and 200 queries. Names: --names FILE, or made ones: 2 to 6 syllables, each as frequent
 as in the running text. That is the transcripts of egs/mini's Mandarin speaker. The second table is of names of at least 6 phones, alone in
-an index; `short` is all others, in an index of everything; errors are assumptions, see benchmarks/hotword_errors.py.
+an index; `short` is all others, in an index of everything. `add 1000` is until names that were never seen are found, with 9,000 added ones there
+already, 10 batches a round, p50 and p99 over these; errors are assumptions, see benchmarks/hotword_errors.py.
 """
 
 import argparse
 import csv
+import itertools
 import multiprocessing
 import shutil
 import statistics
@@ -32,12 +34,13 @@ from hotword_errors import ErrorModel, planted
 import nim4.stage
 from nim4.config import RecipeError
 from nim4.corpus.g2p import Lexicon
+from nim4.corpus.g2p_en import dictionary
 from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, default_jobs, make_keys, read_list
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.confusion import Slots
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.hotword_names import NameTable
-from nim4.decode.hotword_search import Hit
+from nim4.decode.hotword_search import Automaton, Hit
 from nim4.score.error_rate import edit_distance
 from nim4.stage import ROOT
 
@@ -45,6 +48,22 @@ INVENTORY = PhonemeInventory.default()
 ERRORS = ((0.0, 0.0, 0.0), (0.03, 0.005, 0.005), (0.06, 0.01, 0.01), (0.10, 0.02, 0.02))
 NUM_PHONES, CHUNK = 100, 8
 LONG = 6  # phones of a name whose errors are forgiven
+BATCHES = 10  # of names that are added, in each round
+IDENTITY = np.arange(256, dtype=np.uint8)
+STREETS = [
+    "".join(parts)
+    for parts in itertools.product("惠新西东南北", "街路桥门城湖", "甲乙丙丁戊己庚辛", "一二三四五六七八九十百千万亿上下左右前后里外山水田林")
+]
+NEW_NAMES: dict[str, Callable[[np.random.Generator], str]] = {
+    "Chinese": lambda rng: rng.choice(STREETS) + rng.choice(list("楼院厅店馆")) + rng.choice(list("东西南北中甲乙丙丁")),
+    "one number": lambda rng: (
+        rng.choice(STREETS)[:3] + str(rng.integers(1, 3000)) + rng.choice(["号", "号院", "层", "社区", "中学", "路", "年", "%"])
+    ),
+    "two numbers": lambda rng: f"{rng.choice(STREETS)[:3]}{rng.integers(1, 99_999)}号院{rng.integers(1, 99)}号楼",
+    "Latin": lambda rng: f"{rng.choice(WORDS)} {rng.choice(WORDS)} {rng.choice(WORDS)}",
+    "Latin and number": lambda rng: f"{rng.choice(WORDS)} {rng.choice(WORDS)} {rng.integers(1, 1000)}",
+}
+WORDS = [word for word in dictionary() if word.isalpha() and 3 < len(word) < 9][::20]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -181,29 +200,55 @@ class Bench:
         return rows + self.others(names, num_names, utterances)
 
     def changes(self, index: HotwordIndex) -> dict[str, list[np.ndarray]]:
-        """Thread CPU time until names that were never seen are found, with 9,000 added ones already there; and until they are gone.
+        """Thread CPU time until 1,000 names that were never seen are found, with 9,000 added ones already there; and until they are gone.
 
-        Names with digits apart, and other ones for each size: the grammar that reads numbers takes most of a millisecond the first time.
+        Chinese names, those with numbers of many kinds, and Latin ones with and without numbers; some batches of each in every round.
         """
-        texts = [
-            f"{a}{b}{c}{d}"
-            for a in "惠新西东南北"
-            for b in "街路桥门城湖"
-            for c in "甲乙丙丁戊己庚辛"
-            for d in "一二三四五六七八九十百千万亿上下左右前后里外山水田林"
-        ]
+        rng = np.random.default_rng(SEED + index.state.base.num_names)
+        index.add([f"{text}{end}" for text in STREETS[:4500] for end in "甲乙"])
         times: dict[str, list[np.ndarray]] = {}
-        index.add(texts[:100])  # dictionaries are loaded
-        index.add([f"{text}楼{end}" for text in texts[:4500] for end in "甲乙"])
-        for number in range(self.args.rounds):
-            for kind, end in (("", "楼"), (" with digits", f"{index.state.base.num_names + number}号")):
-                new = [text + end for text in texts[-1000:]]
-                for way, change in ((f"add 1000{kind}", index.add), (f"remove 1000{kind}", index.remove)):
-                    started_s = time.thread_time()
-                    change(new)
-                    times.setdefault(way, []).append(np.array([1e6 * (time.thread_time() - started_s)]))
-                    assert (new[0] in index) == way.startswith("add")
+        for _, (kind, named) in itertools.product(range(self.args.rounds), NEW_NAMES.items()):
+            added, removed = [], []
+            for _ in range(BATCHES):
+                new = list(dict.fromkeys(named(rng) for _ in range(1200)))[:1000]
+                started_s = time.thread_time()
+                index.add(new)
+                added_s = time.thread_time()
+                assert new[0] in index
+                index.remove(new)
+                added.append(1e6 * (added_s - started_s))
+                removed.append(1e6 * (time.thread_time() - added_s))
+            times.setdefault(f"add 1000, {kind}", []).append(np.array(added))
+            times.setdefault("remove 1000", []).append(np.array(removed))
         return times
+
+    def delta(self) -> list[dict[str, Any]]:
+        """Rows of the third table: 10,000 names as a delta, which every change makes anew, and what it takes to find them."""
+        keep = np.zeros(len(self.names.names), bool)
+        keep[np.random.default_rng(SEED).permutation(len(keep))[:10_000]] = True
+        names, chosen = some_of(self.names, keep), np.flatnonzero(keep)
+        table = HotwordIndex.build(names, INVENTORY).state.base
+        rng = np.random.default_rng(SEED)
+        utterances = [own for _, own in self.queries(rng, self.args.queries, chosen=chosen)]
+        errors = ErrorModel(INVENTORY, rng)
+        networks = [errors.slots(own.tolist(), *ERRORS[2]) for own in utterances]
+        rows = []
+        for engine, make in (("trie", lambda: NameTable.build(names, IDENTITY)), ("pyahocorasick", lambda: Automaton(table))):
+            index = HotwordIndex.build(names, INVENTORY, engine="trie" if engine == "trie" else "ahocorasick")
+            index.search(utterances[0])
+            index.search_lattice(networks[0])
+            made = [1000 * cpu_s(make) for _ in range(5 * self.args.rounds)]
+            row: dict[str, Any] = {"engine": engine, "made_ms": statistics.median(made)}
+            searches = {"exact": (index.search, utterances)} | ({"lattice": (index.search_lattice, networks)} if engine == "trie" else {})
+            for way in ("exact", "lattice"):
+                times = [timed_us(searches[way][1], searches[way][0]) for _ in range(self.args.rounds)] if way in searches else None
+                for share in (50, 99):
+                    row[f"{way}_p{share}_us"] = "-" if times is None else statistics.median(float(np.percentile(own, share)) for own in times)
+            rows.append(row)
+        ours = rows[0]
+        return [
+            {**row, "made_to_trie": row["made_ms"] / ours["made_ms"], "exact_p50_to_trie": row["exact_p50_us"] / ours["exact_p50_us"]} for row in rows
+        ]
 
     def others(self, names: KeyedNames, num_names: int, utterances: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Plain pyahocorasick, whose longest-match filter is ours, and the linear scan."""
@@ -276,6 +321,7 @@ def main() -> None:
         bench = Bench(names, carrier, args, folder)
         sizes = [size for size in (10_000, 100_000) if size < len(names.names)] + [len(names.names)]
         rows = [row for size in sizes for row in bench.speed(size)]
+        delta = bench.delta()
         recall = bench.recall()
     finally:
         shutil.rmtree(folder)
@@ -283,6 +329,7 @@ def main() -> None:
     rows = [{**row, "p50_to_pyahocorasick": row["p50_us"] / ratio[row["names"]]} for row in rows]
     size = f"{len(names.names):,} {source}, {len(names.key_lens):,} keys; {args.queries} queries"
     publish(args, __doc__.split("\n")[0], size, rows)
+    publish(args, "10,000 names as what was added: a trie, as here, beside pyahocorasick, which finds no names in a confusion network", size, delta)
     publish(args, "names that survive errors: share found, and candidates per query of 100 phones", size, recall)
 
 

@@ -3,9 +3,8 @@
 import argparse
 import json
 import re
-import shutil
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,12 @@ def add_transcribe(commands: Any) -> None:
 
 
 def add_stream(commands: Any) -> None:
-    about = """The text of a recording while it is heard, a partial text every 640 ms, and the final one. On a terminal what can still change is dim;
-    elsewhere each partial is a line of seconds heard, `partial`, and the text with | before what can still change."""
+    about = """The text of a recording or of the microphone while it is heard, a partial text every 640 ms, and the final one. On a terminal what can
+    still change is dim; elsewhere each partial is a line of seconds heard, `partial`, and the text with | before what can still change."""
     parser = speech_parser(commands, "stream", about, stream)
-    parser.add_argument("--wav", type=Path, required=True, help="audio file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--wav", type=Path, help="audio file")
+    source.add_argument("--mic", action="store_true", help="the default microphone, until Ctrl-C; needs the package sounddevice")
     parser.add_argument("--realtime", action="store_true", help="no faster than it was spoken")
 
 
@@ -63,6 +64,7 @@ def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.Ar
     parser.add_argument("--model", type=Path, required=True, help="model folder of stages 4 to 9")
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM")
     parser.add_argument("--hotword-index", type=Path, help="folder of an index in which hints are looked up by sound")
+    parser.add_argument("--no-punctuation", action="store_true", help="texts without punctuation")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=VAD_SETTINGS)
     parser.set_defaults(run=run)
@@ -100,6 +102,7 @@ def transcribe(args: argparse.Namespace) -> None:
             errors.append(error)
             continue
         found = transcriber.transcribe(samples)
+        found = [segment.unpunctuated() for segment in found] if args.no_punctuation else found
         if args.format == "jsonl":
             hints = list(dict.fromkeys([*given, *(hint for segment in found for hint in segment.hints)]))
             row = {"file": str(path), "audio_s": round(len(samples) / SAMPLING_RATE_HZ, 3), "text": full_text(found), "hints": hints}
@@ -115,46 +118,34 @@ def transcribe(args: argparse.Namespace) -> None:
 
 def stream(args: argparse.Namespace) -> None:
     """Prints what a listener would see."""
-    from nim4.corpus.feats import SAMPLING_RATE_HZ, read_recording
+    from nim4.corpus import microphone
     from nim4.decode.listening import Listener
     from nim4.decode.streaming import Recogniser
     from nim4.decode.vad import check
+    from nim4.report.live_text import shown
 
     vad = load(VadConfig, {}, args.set, "--set")
     check(vad)
-    samples = read_recording(args.wav)
+    if args.mic and args.realtime:
+        raise RecipeError("--realtime", expected="--wav beside it", found="--mic", fix="leave it out: nobody speaks faster than in real time")
+    pieces = microphone.listen(PIECE_S) if args.mic else microphone.play(args.wav, PIECE_S, args.realtime)
     model, _, index, given = load_speech(args)
     listener = Listener(Recogniser(model, hotwords=index), vad, given)
-    started_s, step = time.monotonic(), round(PIECE_S * SAMPLING_RATE_HZ)
-    for start in range(0, len(samples), step):
-        piece = samples[start : start + step]
-        if args.realtime:
-            time.sleep(max((start + len(piece)) / SAMPLING_RATE_HZ - (time.monotonic() - started_s), 0.0))
-        for update in listener.push(piece):
-            show(update)
+
+    def show(update: Any) -> None:
+        if args.no_punctuation and update.hypothesis is not None:
+            update = replace(update, hypothesis=update.hypothesis.unpunctuated())
+        print(shown(update, sys.stdout.isatty()), end="", flush=True)
+
+    try:
+        for piece in pieces:
+            for update in listener.push(piece):
+                show(update)
+    except KeyboardInterrupt:
+        if not args.mic:
+            raise
     for update in listener.finish():
         show(update)
-
-
-def show(update: Any) -> None:
-    """One partial or final text: on a terminal in the place of the one before, elsewhere as a line."""
-    from nim4.score.table import display_width
-
-    hypothesis = update.hypothesis
-    if hypothesis is None:
-        return
-    text, num_settled = hypothesis.text, hypothesis.settled_chars
-    if not sys.stdout.isatty():
-        kind, text = ("final", text) if hypothesis.is_final else ("partial", f"{text[:num_settled]}|{text[num_settled:]}")
-        print(f"{update.audio_s:.2f}", kind, text, sep="\t", flush=True)
-        return
-    if hypothesis.is_final:
-        print(f"\r\x1b[K{text}", end="\n" if text else "", flush=True)
-        return
-    start = 0  # the end of a text that is too long for a line
-    while display_width(text[start:]) >= shutil.get_terminal_size().columns:
-        start += 1
-    print(f"\r\x1b[K{text[start : max(num_settled, start)]}\x1b[2m{text[max(num_settled, start) :]}\x1b[0m", end="", flush=True)
 
 
 def add_serve(commands: Any) -> None:
@@ -378,11 +369,13 @@ def found_hotwords(args: argparse.Namespace, index: Any) -> Any:
     model, inventory = load_model(args.model, pick_device("cpu"))
     if inventory.tokens != index.inventory.tokens:
         raise RecipeError(args.index, expected="an index of the model's units", found="others", fix=f"build it with --units {args.model}")
+    cuts, problems = cuts_from_table([Row("recording", args.wav, "?", "", "zh")])
     try:
-        (cut,) = cuts_from_table([Row("recording", args.wav, "?", "", "zh")])[0]
-        (log_probs,) = offline_log_probs(model, [read_samples(cut)])
+        if problems:
+            raise ValueError(problems[0].reason)
+        (log_probs,) = offline_log_probs(model, [read_samples(cuts[0])])
     except UNREADABLE as error:
-        raise RecipeError(args.wav, expected="a recording of 0.1 to 60 s", found=error or "none", fix="correct --wav") from error
+        raise RecipeError(args.wav, expected="a recording of 0.1 to 60 s", found=error, fix="correct --wav") from error
     return view.search_log_probs(log_probs, DEFAULT_LIMITS if args.search == "lattice" else None)
 
 

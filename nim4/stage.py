@@ -215,9 +215,12 @@ def _lock(path: Path) -> IO[str]:
 
     The lock is the process's own (POSIX): a worker that outlives a killed run does not keep it, as it would keep one of flock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed at the end of the stage
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed at the end of the stage
+        except OSError as error:
+            raise RecipeError(path.with_suffix(""), expected="a folder that can be made", found=error, fix="name another") from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

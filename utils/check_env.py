@@ -32,8 +32,9 @@ class Package:
         return MODULES.get(self.name, self.name.replace("-", "_"))
 
 
-# None of these has wheels for the pinned torch: they are built from source, against the torch that is installed.
+# The first has wheels; the others have none for the pinned torch: they are built from source, against the torch that is installed.
 OPTIONAL = (
+    Package("sounddevice", "", "python -m nim4 stream --mic", "python -m pip install sounddevice"),
     Package("k2", "", "graph decoding, CTC of its own", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
     Package("kaldifeat", "", "features on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"),
     Package("icefall", "", "its checkpoints and model averaging", "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall"),

@@ -9,7 +9,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from nim4.corpus import g2p_numbers
 from nim4.corpus.g2p_en import LETTER_NAMES, LEXICON_DIR, Phones, read_word, spell
 from nim4.corpus.text import HAN, fold, is_han, normalise, split_tokens
 from nim4.corpus.units import UNKNOWN, PhonemeInventory, syllable_phones
+from nim4.corpus.word_list import WordList
 from nim4.stage import atomic_write
 
 log = logging.getLogger("nim4")
@@ -61,8 +62,10 @@ class Lexicon:
         self.language = language
         own = dict(pronunciations or {})
         self._own = _corrections() | own
-        self._own_phrases = WordList(word for word in own if is_han(word[0]) and len(word) > 1)
+        phrases = [word for word in own if is_han(word[0]) and len(word) > 1]
+        self._own_phrases = WordList(phrases) if phrases else None
         self._read: dict[str, tuple[Reading, ...]] = {}
+        self._read_tokens: dict[tuple[str, str, bool, bool], tuple[Reading, ...]] = {}
         self.met: Counter[tuple[str, Phones]] = Counter()  # (word, phones) -> times
         self.unknown: Counter[tuple[str, str]] = Counter()  # (word, how it was read) -> times
 
@@ -84,6 +87,7 @@ class Lexicon:
             readings = tuple(self._read_text(text))
             if len(self._read) >= MAX_CACHED_TEXTS:
                 self._read.clear()
+                self._read_tokens.clear()
             self._read[text] = readings
         for reading in readings:
             if reading.how == "unk":
@@ -125,13 +129,16 @@ class Lexicon:
                 yield from (Reading(letter.lower(), LETTER_NAMES[letter.lower()], "letters") for letter in piece if letter != ".")
             elif kind == "latin":
                 by_letter = i in spelled or (has_han and len(piece) == 1)
-                yield from self._read_latin(piece, language, case_counts, by_letter)
+                token = (piece, language, case_counts, by_letter)
+                if token not in self._read_tokens:
+                    self._read_tokens[token] = tuple(self._read_latin(*token))
+                yield from self._read_tokens[token]
             elif kind == "other":
                 yield from self._read_symbol(piece, language)
 
     def read_han(self, run: str) -> Iterator[Reading]:
         """The words of a run of Chinese characters; nothing is counted."""
-        for stretch, is_own in self._own_phrases.split(run):
+        for stretch, is_own in self._own_phrases.split(run) if self._own_phrases else [(run, False)]:
             if is_own:
                 yield Reading(stretch, self._own[stretch], "pronunciations")
                 continue
@@ -279,31 +286,6 @@ def _spelled_runs(pieces: list[tuple[str, str]]) -> set[int]:
             spelled.update(place for place, _ in run)
         run = []
     return spelled
-
-
-class WordList:
-    """Words found by longest match from left to right, the rule of pypinyin's own segmentation."""
-
-    def __init__(self, words: Iterable[str]):
-        self._words = frozenset(words)
-        self._lengths: dict[str, list[int]] = {}  # first two characters -> lengths of the words that begin so, the longest first
-        for start, length in sorted({(word[:2], len(word)) for word in self._words}, key=lambda pair: -pair[1]):
-            self._lengths.setdefault(start, []).append(length)
-
-    def split(self, run: str) -> Iterator[tuple[str, bool]]:
-        """Cuts `run` into the words of the list and what is between them: (piece, is a word of the list)."""
-        start = i = 0
-        while i < len(run):
-            lengths = self._lengths.get(run[i : i + 2], ())
-            length = next((length for length in lengths if run[i : i + length] in self._words), int(run[i] in self._words))
-            if length:
-                if start < i:
-                    yield run[start:i], False
-                yield run[i : i + length], True
-                start = i + length
-            i += length or 1
-        if start < len(run):
-            yield run[start:], False
 
 
 @functools.cache

@@ -11,22 +11,29 @@ Training labels have one reading per text; a name gets all that a speaker may ch
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from nim4.corpus.g2p import Lexicon, Reading, han_readings
 from nim4.corpus.g2p_en import Phones, dictionary
-from nim4.corpus.text import fold, is_han
+from nim4.corpus.g2p_numbers import read_chinese
+from nim4.corpus.text import HAN, fold, is_han
 from nim4.corpus.units import UNKNOWN, PhonemeInventory, syllable_phones
 
 MAX_KEYS = 8  # per name; the likeliest
+MAX_CACHED_WORDS = 100_000
 MAX_SPELLED_LETTERS = 6  # ours: a longer word in capitals is not spelled
 MAX_SPELLED_UNKNOWN = 4  # ours: of a word in small letters that no dictionary has
 # Words in which 儿 means child: it is never swallowed there.
 _CHILD = frozenset("女婴幼孤宠胎孩托健患弃侄育少产生")
 _DIGITS = "零一二三四五六七八九"
+_SINGLY = str.maketrans("0123456789", _DIGITS)
 _WORD = re.compile("[A-Za-z]+")
+_CHANGING = re.compile("[一不儿]")
+_CHINESE = re.compile(f"[0-9]*[{HAN}][{HAN}0-9]*")
 
 Option = tuple[Phones, int]  # phones of one syllable or word, and how unlikely it is beside the first option
+_cost = itemgetter(1)
 
 
 class KeyMaker:
@@ -38,8 +45,8 @@ class KeyMaker:
     def keys(self, name: str) -> list[Phones]:
         """At most MAX_KEYS phone strings, the likeliest first; none when nobody can read the name."""
         text = fold(name)
-        if all(map(is_han, text)):
-            return _likeliest([_han_options(list(self._reader.read_han(text)))])
+        if _CHINESE.fullmatch(text):  # most names: the same as below, but quick
+            return _likeliest([_han_options(list(self._reader.read_han(spoken))) for spoken in _spoken(text)])
         ways = [_options(self._reader.read(variant)) for variant in _variants(text)]
         if re.search(r"\d", text) and not any(map(is_han, text)):
             ways += [_options(self._mandarin.read(variant)) for variant in _variants(text)]
@@ -71,11 +78,14 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[Phones]:
     found: dict[Phones, int] = {}
     for number, way in enumerate(ways):
         beam: list[Option] = [((), 0)]
+        sure: Phones = ()  # what all continue with
         for options in way:
             if len(options) == 1:
-                beam = [(phones + options[0][0], cost) for phones, cost in beam]
+                sure += options[0][0]
                 continue
-            beam = sorted(((phones + more, cost + extra) for phones, cost in beam for more, extra in options), key=lambda item: item[1])[:MAX_KEYS]
+            longer = [(phones + sure + more, cost + extra) for phones, cost in beam for more, extra in options]
+            beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], ()
+        beam = [(phones + sure, cost) for phones, cost in beam]
         for phones, cost in beam:
             if phones and UNKNOWN not in phones:
                 found[phones] = min(found.get(phones, cost + number), cost + number)
@@ -97,20 +107,24 @@ def _options(readings: Sequence[Reading]) -> list[list[Option]]:
 
 
 def _han_options(words: Sequence[Reading]) -> list[list[Option]]:
-    chars = "".join(word.word for word in words)
-    found: list[list[Option]] = []
-    for word in words:
-        if word.how == "unk":
-            found.append([((UNKNOWN,), 0)])
-        else:
-            alone = len(word.word) == 1
-            found += [_char_options(char, word.phones[2 * place : 2 * place + 2], alone) for place, char in enumerate(word.word)]
+    chars = "".join([word.word for word in words])
+    found = [options for word in words for options in _word_options(word.word, word.phones, word.how)]
+    if not _CHANGING.search(chars):
+        return found
     for place, char in enumerate(chars):
         if char in "一不" and place + 1 < len(chars):
             found[place] = found[place] + [(changed, 1) for changed in _changed_tone(char, found[place + 1][0][0][-1])]
         elif char == "儿" and place > 0 and chars[place - 1] not in _CHILD and len(chars) > 2:
             found[place] = [*found[place], ((), 1)]
     return found
+
+
+@functools.lru_cache(MAX_CACHED_WORDS)
+def _word_options(word: str, phones: Phones, how: str) -> tuple[list[Option], ...]:
+    """What each character of a word may be, before its neighbours change it."""
+    if how == "unk":
+        return ([((UNKNOWN,), 0)],)
+    return tuple(_char_options(char, phones[2 * place : 2 * place + 2], len(word) == 1) for place, char in enumerate(word))
 
 
 @functools.cache
@@ -120,12 +134,12 @@ def _char_options(char: str, own: Phones, alone: bool) -> list[Option]:
     return [(own, 0), *((other, first + rank) for rank, other in enumerate(han_readings(char)) if other != own)]
 
 
-def _changed_tone(char: str, following: str) -> Iterator[Phones]:
-    """一 and 不 as they sound before a syllable with this final."""
+@functools.cache
+def _changed_tone(char: str, following: str) -> tuple[Phones, ...]:
+    """一 and 不 as they sound before a syllable with this final; none where nothing changes."""
     if char == "一" and following[-1] in "1234":
-        yield syllable_phones("yi2" if following[-1] == "4" else "yi4")
-    elif char == "不" and following[-1] == "4":
-        yield syllable_phones("bu2")
+        return (syllable_phones("yi2" if following[-1] == "4" else "yi4"),)
+    return (syllable_phones("bu2"),) if char == "不" and following[-1] == "4" else ()
 
 
 def _variants(text: str) -> list[str]:
@@ -143,6 +157,18 @@ def _variants(text: str) -> list[str]:
             singly = [re.sub(r"\d", lambda match: f" {match[0]} ", variant) for variant in variants]
         variants += singly
     return list(dict.fromkeys(variants))
+
+
+def _spoken(text: str) -> list[str]:
+    """Chinese text, its digits as they may be said: the variants of the text, read."""
+    if not re.search("[0-9]", text):
+        return [text]
+    spoken = [read_chinese(text)]
+    if re.search("[0-9]{2}", text):
+        spoken.append(text.translate(_SINGLY))
+        if "1" in text and re.search("[0-9]{3}", text):
+            spoken.append(spoken[1].replace("一", "幺"))
+    return spoken
 
 
 def _spell(word: str) -> str:

@@ -33,7 +33,9 @@ def build_folder(
     config = {"tones": tones, "phones": [MIN_PHONES, MAX_PHONES], "max_per_million": MAX_PER_MILLION, "dictionaries": dictionaries}
     for path in lists:
         if not path.is_file():
-            raise RecipeError(path, expected="a word list", found="no such file", fix="correct the path")
+            raise RecipeError(path, expected="a word list", found="a folder" if path.is_dir() else "no such file", fix="correct the path")
+    if jobs < 1:
+        raise RecipeError("--jobs", expected="at least 1", found=jobs, fix="leave it out")
     inputs = [*lists, *([tokens] if tokens is not None else []), *([ordinary] if ordinary is not None else [])]
     output = stage.StageOutput(out, config=config, inputs=inputs)
     if output.is_done():

@@ -7,7 +7,7 @@ language model writes is taken as said; a text that does not fit the audio gets 
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from nim4.config import RecipeError, VadConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ, WINDOW_SAMPLES
 from nim4.corpus.g2p import UNKNOWN, Lexicon
+from nim4.corpus.punctuation import without_punctuation
 from nim4.corpus.text import joined
 from nim4.corpus.units import PhonemeInventory
 from nim4.corpus.word_places import place_words
@@ -59,6 +60,11 @@ class Segment:
     words: tuple[Word, ...] | None
     untimed: str | None
     hints: tuple[str, ...]
+
+    def unpunctuated(self) -> "Segment":
+        """The same without punctuation, in its words too."""
+        words = None if self.words is None else tuple(replace(word, text=without_punctuation(word.text)) for word in self.words)
+        return replace(self, text=without_punctuation(self.text), words=words)
 
 
 class Transcriber:

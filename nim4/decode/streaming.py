@@ -30,6 +30,7 @@ from torch import Tensor
 from nim4.config import DecodeConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_samples
 from nim4.corpus.manifest import MonoCut
+from nim4.corpus.punctuation import without_punctuation
 from nim4.decode.encoder import Chunk, StreamingEncoder, context_of, spoken
 from nim4.decode.hotword import HotwordIndex, HotwordView
 from nim4.decode.hotword_hints import MAX_HINTS, StreamHints
@@ -92,6 +93,11 @@ class Hypothesis:
     settled_chars: int
     is_final: bool
     counts: Counts
+
+    def unpunctuated(self) -> "Hypothesis":
+        """The same without punctuation."""
+        text, settled = (without_punctuation(text) for text in (self.text, self.text[: self.settled_chars]))
+        return replace(self, text=text, settled_chars=len(settled))
 
 
 @dataclass(frozen=True, eq=False)

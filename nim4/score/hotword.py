@@ -29,6 +29,7 @@ class HotwordUtterance:
         hyp: what was written; None = only retrieval is looked at.
         hints: in the order of the prompt.
         speaker: None = not known.
+        id: for the list of leaks.
     """
 
     ref: str
@@ -36,6 +37,7 @@ class HotwordUtterance:
     hints: Sequence[str]
     audio_s: float
     speaker: str | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class HotwordScores:
     adopted: Share
     wrongly_adopted: Share
     leaks: Share
-    leaked: list[tuple[str, str]]  # (what was said, hint that was written)
+    leaked: list[tuple[str, str, str]]  # (id, what was said, hint that was written)
     b_wer: float | None
     u_wer: float | None
 
@@ -86,7 +88,7 @@ def score_hotwords(utterances: Sequence[HotwordUtterance], keywords: Keywords) -
             count = adopted if contains(ref, hint) else wrong
             count[0] += contains(hyp, hint)
             count[1] += 1
-        leaked += [(own.ref, "".join(hint)) for hint in hints if contains(hyp, hint) and not contains(ref, hint)]
+        leaked += [(own.id, own.ref, "".join(hint)) for hint in hints if contains(hyp, hint) and not contains(ref, hint)]
         errors += _errors_by_place(ref, hyp, keywords)
     written = [own for own in utterances if own.hyp is not None]
     leaks = sum(_leaks(own) for own in written)

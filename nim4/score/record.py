@@ -20,6 +20,7 @@ from nim4.score import bootstrap
 from nim4.score.decoded import DecodedSet, checked_rows
 from nim4.score.error_rate import ScoredUtterance, units_of
 from nim4.score.latency import Latency, real_time_factor, streaming_latency
+from nim4.score.punctuation import punctuation_scores
 from nim4.stage import git_commit, write_jsonl
 
 log = logging.getLogger("nim4")
@@ -108,6 +109,7 @@ def make_record(decoded: DecodedSet, metric: str, scored: Sequence[ScoredUtteran
         "profile": name,
         "profile_hash": profile_hash(name),
         **_speed(decoded),
+        "punctuation": None if metric == "PER" else _punctuation(decoded),
         "commit": decoded.done["commit"],
         "score_commit": git_commit(),
         "model": decoded.done["model"],
@@ -119,13 +121,22 @@ def make_record(decoded: DecodedSet, metric: str, scored: Sequence[ScoredUtteran
     }
 
 
+def _punctuation(decoded: DecodedSet) -> dict[str, dict[str, Any]] | None:
+    """Scores of marks, "all" first; None where the references have none. An utterance without a text has none right."""
+    texts = {id: "" if hyp.error is not None else hyp.text or "" for id, hyp in decoded.hyps.items()}
+    scores = punctuation_scores((ref.text, texts.get(ref.id, "")) for ref in decoded.refs)
+    if not scores["all"].in_refs:
+        return None
+    return {mark: {"f1": round(score.f1, 2), **dataclasses.asdict(score)} for mark, score in scores.items()}
+
+
 def _speed(decoded: DecodedSet) -> dict[str, Any]:
     audio_s = {ref.id: ref.audio_s for ref in decoded.refs}
     rtf = real_time_factor(decoded.hyps.values())
     speed = {"audio_s": round(sum(audio_s.values()), 3), "rtf": None if rtf is None else round(rtf, 5)}
     if decoded.events is None:
         return {**speed, **{field.name: None for field in dataclasses.fields(Latency)}}
-    latency = streaming_latency(decoded.events, audio_s)
+    latency = streaming_latency(decoded.events, audio_s, {ref.id: ref.text for ref in decoded.refs} if decoded.has_text else None)
     unfinished = sum(hyp.error is None for hyp in decoded.hyps.values()) - latency.final_utts
     if unfinished > 0:
         log.warning("%s/%s: %d utterances have no final event; they are in no final latency", decoded.config, decoded.test_set, unfinished)

@@ -17,11 +17,17 @@ from nim4.stage import atomic_write, read_jsonl
 
 SURE = 0.95  # a gain is set in bold where P reaches this
 RIGHT_ALIGNED = {1, 3, 4, 5, 6}
+PUNCTUATION = "punctuation: F1 of all marks and of each, with how many the references have"
 STREAMS = "streams of the speech LLM: what is shown, and how much of it changes"
 _TEXT = ("config", "test_set", "metric", "commit", "profile", "profile_hash", "block", "model", "hardware")
 _NUMBERS = ("rate", "ci_low", "ci_high", "errors", "insertions", "deletions", "substitutions", "missing", "num_utts", "num_blocks")
-_WAITS = {"first text": ("p50", "p95"), "partial lag": ("p50", "p95"), "final": ("p50", "p90", "p99")}  # of the table of streams
-_SHARES = ("flicker", "second_pass_change")
+_WAITS = {
+    "first text": ("p50", "p95"),
+    "first text audio": ("p50", "p95"),
+    "partial lag": ("p50", "p95"),
+    "final": ("p50", "p90", "p99"),
+}  # of the table of streams
+_SHARES = ("flicker", "upwr", "second_pass_change", "second_pass_gain")
 _OPTIONAL_NUMBERS = ("rtf", *_SHARES)
 _OPTIONAL_NUMBERS += tuple(f"{name.replace(' ', '_')}_{point}_ms" for name, points in _WAITS.items() for point in points)
 
@@ -106,8 +112,9 @@ def difference(a: Sequence[Utterance], b: Sequence[Utterance], where: str) -> Di
 def as_text(blocks: Sequence[Block]) -> str:
     """All blocks as aligned columns, for a terminal."""
     parts = ["\n".join([block.title, *_aligned([_header(block), *_cells(block)], RIGHT_ALIGNED), _footer(block)]) for block in blocks]
-    if streams := _streams(blocks):
-        parts.append("\n".join([STREAMS, *_aligned(streams, set(range(2, len(streams[0]))))]))
+    for title, lines in ((STREAMS, _streams(blocks)), (PUNCTUATION, _punctuation(blocks))):
+        if lines:
+            parts.append("\n".join([title, *_aligned(lines, set(range(2, len(lines[0]))))]))
     return "\n\n".join([*parts, "\n".join(_provenance(blocks))])
 
 
@@ -120,8 +127,9 @@ def as_markdown(blocks: Sequence[Block]) -> str:
             if change is not None and change.p_better >= SURE:
                 line[2] = f"**{line[2]}**"
         parts.append(f"**{block.title}**\n\n{_piped([_header(block), *cells], RIGHT_ALIGNED)}\n\n{_footer(block)}")
-    if streams := _streams(blocks):
-        parts.append(f"**{STREAMS}**\n\n{_piped(streams, set(range(2, len(streams[0]))))}")
+    for title, lines in ((STREAMS, _streams(blocks)), (PUNCTUATION, _punctuation(blocks))):
+        if lines:
+            parts.append(f"**{title}**\n\n{_piped(lines, set(range(2, len(lines[0]))))}")
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in _provenance(blocks))])
 
 
@@ -236,12 +244,25 @@ def _streams(blocks: Sequence[Block]) -> list[list[str]]:
     if not records:
         return []
     waited = [f"{name} {'/'.join(points)} ms" for name, points in _WAITS.items()]
-    lines = [["decode config", "test set", *waited, "flicker %", "second pass changes %"]]
+    lines = [["decode config", "test set", *waited, "flicker %", "UPWR %", "second pass changes %", "second pass gains points"]]
     for (label, test_set), record in records.items():
         waits = [[record.get(f"{name.replace(' ', '_')}_{point}_ms") for point in points] for name, points in _WAITS.items()]
         shares = [record.get(name) for name in _SHARES]
         cells = ["-" if None in wait else " / ".join(f"{value:.0f}" for value in wait) for wait in waits]
         lines.append([label, test_set, *cells, *("-" if share is None else f"{share:.1f}" for share in shares)])
+    return lines
+
+
+def _punctuation(blocks: Sequence[Block]) -> list[list[str]]:
+    """Header and one line for each config and test set whose references have marks; empty when there is none."""
+    scored = [(row.label, block.test_set, row.record["punctuation"]) for block in blocks for row in block.rows if row.record.get("punctuation")]
+    marks = list(dict.fromkeys(mark for _, _, scores in scored for mark in scores))
+    if not marks:
+        return []
+    lines = [["decode config", "test set", *marks]]
+    for label, test_set, scores in scored:
+        cells = [f"{scores[mark]['f1']:.1f} ({scores[mark]['in_refs']})" if mark in scores else "-" for mark in marks]
+        lines.append([label, test_set, *cells])
     return lines
 
 

@@ -55,6 +55,7 @@ class Utterance:
     Attributes:
         item_id: its name in events.
         max_samples: that it may have; None when the Cutter sees to that.
+        punctuation: whether its texts have it.
         waiting: samples, (N,) float32, that do not complete a chunk yet.
         num_samples: all that came, those in `waiting` included.
         revision: of the text that the client has.
@@ -64,6 +65,7 @@ class Utterance:
     item_id: str
     session: StreamingSession
     max_samples: int | None
+    punctuation: bool = True
     waiting: list[np.ndarray] = field(default_factory=list)
     num_samples: int = 0
     revision: int = 0
@@ -246,7 +248,7 @@ class Connection:
             await self._send("input_audio_buffer.speech_started", item_id=item_id, audio_start_ms=_ms(start))
             await self._send("speech_started", item_id=item_id, audio_s=_ms(start) / 1000)
         session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms)
-        self._utterance = Utterance(item_id, session, MAX_UTTERANCE_SAMPLES if start is None else None)
+        self._utterance = Utterance(item_id, session, MAX_UTTERANCE_SAMPLES if start is None else None, settings.punctuation)
         return self._utterance
 
     async def _hear_speech(self, samples: np.ndarray, settings: StreamSettings, came_s: float) -> None:
@@ -306,6 +308,7 @@ class Connection:
     # ------------------------------------------------------------------------------------------------ what the client is told
 
     async def _tell(self, utterance: Utterance, seen: Hypothesis) -> None:
+        seen = seen if utterance.punctuation else seen.unpunctuated()
         if seen.revision > utterance.revision:
             utterance.revision = seen.revision
             more: dict[str, Any] = {} if seen.is_final else {"settled": seen.settled_chars}

@@ -66,6 +66,7 @@ class StreamSettings:
         hotwords: hints by hand.
         index: name of the index in which hints are looked up.
         chunk_ms: audio between two partial texts.
+        punctuation: whether texts have it.
     """
 
     turn_detection: TurnDetection | None
@@ -73,6 +74,7 @@ class StreamSettings:
     hotwords: tuple[str, ...] = ()
     index: str | None = None
     chunk_ms: int = DEPLOYED.chunk_frames * ENCODER_FRAME_MS
+    punctuation: bool = True
 
 
 def about(service: Service) -> dict[str, Any]:
@@ -124,6 +126,10 @@ def changed(settings: StreamSettings, session: Any, service: Service) -> StreamS
             if value not in CHUNKS_MS:
                 raise Refused(400, "invalid_value", f"chunk_ms must be one of {', '.join(map(str, CHUNKS_MS))}", name)
             new["chunk_ms"] = int(value)
+        elif name == "punctuation":
+            if not isinstance(value, bool):
+                raise Refused(400, "invalid_value", "punctuation must be true or false", name)
+            new["punctuation"] = value
         else:
             raise Refused(400, "unknown_parameter", "session has a field that this server does not know, see docs/serving.md", name[:100])
     return replace(settings, **new)

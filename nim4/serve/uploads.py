@@ -23,7 +23,7 @@ from nim4.serve.settings import checked_language, hints_of
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("segment", "word")
 WANTED = "timestamp_granularities[]"
-FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "index", WANTED}
+FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "index", "punctuation", WANTED}
 RATES_HZ = (8_000, 192_000)
 MAX_UNPACKED_BYTES = 1 << 30  # ours: of float32 samples, all channels; an hour at 48 kHz
 
@@ -39,7 +39,7 @@ async def transcription(request: Request, service: Service) -> Response:
         samples, options = await received(request, service)
         found: list[Segment] = []
         async for segment in service.segments(samples, options["hotwords"], options["index"], options["with_words"]):
-            found.append(segment)
+            found.append(segment if options["punctuation"] else segment.unpunctuated())
             if await request.is_disconnected():
                 raise ClientDisconnect
     finally:
@@ -106,9 +106,12 @@ def checked_form(form: FormData, service: Service) -> tuple[UploadFile, dict[str
         raise Refused(400, "unsupported_value", f"{WANTED} must be of {', '.join(GRANULARITIES)}", WANTED)
     if granularities and style != "verbose_json":
         raise Refused(400, "invalid_value", f"{WANTED} needs the response_format verbose_json", WANTED)
+    if fields.get("punctuation", "true") not in ("true", "false"):
+        raise Refused(400, "invalid_value", "punctuation must be true or false", "punctuation")
     service.index(fields.get("index"))
     language, hotwords = checked_language(fields.get("language")), hints_of(fields.get("prompt", ""))
     options = {"language": language, "hotwords": hotwords, "index": fields.get("index"), "format": style}
+    options["punctuation"] = fields.get("punctuation", "true") == "true"
     with_words = style in ("srt", "vtt") or "word" in granularities
     return upload, options | {"granularities": granularities or ["segment"], "with_words": with_words}
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,14 +99,31 @@ def test_the_table_reads_like_this(compare, tmp_path):
 
 
 def test_streams_whose_texts_change_have_a_table_of_their_own(compare, tmp_path):
-    waits = {"partial_lag_p50_ms": 41.2, "partial_lag_p95_ms": 88.0, "final_p50_ms": 30.4, "final_p90_ms": 52.0, "final_p99_ms": 71.6}
-    folder = write_scores(tmp_path / "base" / "12_score", ["ctc_streaming"], **waits, flicker=12.34, second_pass_change=4.56)
+    waits = {
+        "first_text_audio_p50_ms": 640,
+        "first_text_audio_p95_ms": 1280,
+        "partial_lag_p50_ms": 41.2,
+        "partial_lag_p95_ms": 88.0,
+        "final_p50_ms": 30.4,
+        "final_p90_ms": 52.0,
+        "final_p99_ms": 71.6,
+    }
+    shares = {"flicker": 12.34, "upwr": 15.0, "second_pass_change": 4.56, "second_pass_gain": -1.25}
+    folder = write_scores(tmp_path / "base" / "12_score", ["ctc_streaming"], **waits, **shares)
     printed = compare(folder)
     assert table.STREAMS in printed
-    row = "ctc_streaming  test                 812 / 1388                 41 / 88          30 / 52 / 72       12.3                    4.6"
-    assert [line for line in printed.splitlines() if line.startswith("ctc_streaming  test")] == [row]
-    assert "| ctc_streaming | test | 812 / 1388 | 41 / 88 | 30 / 52 / 72 | 12.3 | 4.6 |" in compare(folder, "--markdown")
+    cells = ["ctc_streaming", "test", "812 / 1388", "640 / 1280", "41 / 88", "30 / 52 / 72", "12.3", "15.0", "4.6", "-1.2"]
+    assert [re.split("  +", line) for line in printed.splitlines() if line.startswith("ctc_streaming  test")] == [cells]
+    assert f"| {' | '.join(cells)} |" in compare(folder, "--markdown")
     assert table.STREAMS not in compare(write_scores(tmp_path / "plain" / "12_score"))
+
+
+def test_punctuation_has_a_table_of_its_own(compare, tmp_path):
+    marks = {"all": (75.0, 4, 4, 3), ",": (100.0, 3, 3, 3), "?": (0.0, 1, 1, 0)}
+    scores = {mark: dict(zip(("f1", "in_refs", "in_hyps", "right"), numbers, strict=True)) for mark, numbers in marks.items()}
+    printed = compare(write_scores(tmp_path / "base" / "12_score", ["ctc_greedy"], punctuation=scores))
+    assert ["ctc_greedy", "test", "75.0 (4)", "100.0 (3)", "0.0 (1)"] in [re.split("  +", line) for line in printed.splitlines()]
+    assert table.PUNCTUATION not in compare(write_scores(tmp_path / "plain" / "12_score"))
 
 
 def test_a_folder_a_score_folder_and_a_file_are_the_same(compare, tmp_path):

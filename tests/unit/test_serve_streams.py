@@ -97,6 +97,20 @@ def test_deltas_are_what_was_settled(server):
             assert settled, "nothing was settled: the test shows nothing"
 
 
+def test_texts_have_no_punctuation_on_request(server, model, monkeypatch):
+    tokens = model.tokenizer.decode
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, **options: "，".join(tokens(ids, **options)))
+    for punctuation in (True, False):
+        with server.stream() as client:
+            client.send("session.update", session={"punctuation": punctuation, "chunk_ms": 160})
+            assert client.event()["session"]["punctuation"] is punctuation
+            client.speak(pcm(3.0))
+            client.send("stop")
+            texts = [event[key] for event in client.rest()[0] for key in ("text", "delta", "transcript") if key in event]
+        assert any("，" in text for text in texts) is punctuation
+        assert any(texts), "nothing was written: the test shows nothing"
+
+
 def test_streams_at_the_same_time_do_not_hear_each_other(server, model):
     def speak(seed):
         with server.stream() as client:
@@ -178,6 +192,7 @@ def test_bad_messages_are_told_and_the_stream_goes_on(server, model):
             ({"index": "none"}, "index_not_found"),
             ({"language": ["zh"]}, "unsupported_language"),
             ({"chunk_ms": 100}, "invalid_value"),
+            ({"punctuation": "no"}, "invalid_value"),
             ({"turn_detection": {"type": "semantic_vad"}}, "unsupported_value"),
             ({"turn_detection": {"create_response": True}}, "unsupported_value"),
             ({"turn_detection": {"threshold": float("nan")}}, "invalid_value"),

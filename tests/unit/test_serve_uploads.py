@@ -180,6 +180,7 @@ def test_bad_fields(server):
     for fields, answer in (
         ({"model": "whisper-1"}, (404, "model_not_found")),
         ({"response_format": "ass"}, (400, "unsupported_value")),
+        ({"punctuation": "yes"}, (400, "invalid_value")),
         ({"timestamp_granularities[]": "word"}, (400, "invalid_value")),
         ({"response_format": "verbose_json", "timestamp_granularities[]": "phone"}, (400, "unsupported_value")),
         ({"temperature": "0.7"}, (400, "unsupported_value")),

@@ -4,22 +4,26 @@ import json
 import os
 import re
 import sys
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from made_corpora import write_audio
+from scipy.signal import resample_poly
 from spoken_clips import join, read_clips
 
-from nim4 import __main__ as nim4_main
 from nim4.config import VadConfig
 from nim4.corpus.feats import read_recording
+from nim4.corpus.microphone import resampled
 from nim4.decode.listening import Update
 from nim4.decode.offline import transcripts
-from nim4.decode.streaming import Recogniser
+from nim4.decode.streaming import Counts, Hypothesis, Recogniser
 from nim4.decode.vad import segments
 from nim4.model.asr import load_speech_llm
+from nim4.report.live_text import shown
 
 ALL_IS_SPEECH = ["--set", "threshold=0"]
 
@@ -59,24 +63,20 @@ def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
 
 
-def test_a_terminal_shows_what_can_still_change_dim(nim4, talkative, recordings, monkeypatch, capsys):
-    from nim4.decode.streaming import Counts, Hypothesis
-
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+def test_a_terminal_shows_what_can_still_change_dim(monkeypatch):
     monkeypatch.setenv("COLUMNS", "8")
+    written = ""
     for text, settled, is_final in (("打开天窗", 2, False), ("打开天窗", 4, True), ("ab", 0, False)):
-        nim4_main.show(Update("final" if is_final else "partial", 0, 1.0, Hypothesis(text, (), (), 1.0, 1, settled, is_final, Counts())))
-    nim4_main.show(Update("speech_started", 1, 2.0))
-    assert capsys.readouterr().out == "\r\x1b[K开\x1b[2m天窗\x1b[0m\r\x1b[K打开天窗\n\r\x1b[K\x1b[2mab\x1b[0m"
+        written += shown(Update("final" if is_final else "partial", 0, 1.0, Hypothesis(text, (), (), 1.0, 1, settled, is_final, Counts())), True)
+    written += shown(Update("speech_started", 1, 2.0), True)
+    assert written == "\r\x1b[K开\x1b[2m天窗\x1b[0m\r\x1b[K打开天窗\n\r\x1b[K\x1b[2mab\x1b[0m"
 
 
 def test_real_time_takes_the_time_it_was_spoken_in(nim4, talkative, recordings, monkeypatch):
     slept = []
-    monkeypatch.setattr(nim4_main.time, "sleep", slept.append)
+    monkeypatch.setattr("nim4.corpus.microphone.time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 7.0))  # a clock that stands
     assert nim4("stream", "--model", talkative, "--wav", recordings[0], "--realtime", "--device", "cpu")[0] == 0
-    assert len(slept) == 15  # pieces of 100 ms, though nobody speaks
-    assert 0.05 < slept[0] < 0.1
-    assert 1.3 < slept[-1] < 1.5  # of the fake sleeps no time has passed
+    assert slept == pytest.approx([0.1 * number for number in range(1, 16)])  # pieces of 100 ms, though nobody speaks
 
 
 def bad_files(folder):
@@ -177,3 +177,108 @@ def test_subtitles_are_of_one_file(nim4, talkative, recordings):
     code, lines, errors = nim4("transcribe", "--model", talkative, *recordings, "--format", "srt", "--device", "cpu")
     assert (code, lines, len(errors)) == (2, [], 1)
     assert "--format srt: expected one file, found 2. Fix: transcribe them one by one" in errors[0]
+
+
+class FakeMicrophone:
+    """sounddevice, as far as it is used: an input that hears `sound`, piece by piece, and then Ctrl-C."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, sound, rate_hz=16_000):
+        self.sound, self.rate_hz, self.closed = sound, rate_hz, False
+
+    def check_input_settings(self, samplerate, channels, dtype):
+        assert (channels, dtype) == (1, "float32")
+        if self.sound is None or samplerate != self.rate_hz:
+            raise self.PortAudioError("Invalid sample rate")
+
+    def query_devices(self, kind):
+        if self.sound is None:
+            raise self.PortAudioError("Error querying device -1")
+        return {"default_samplerate": float(self.rate_hz)}
+
+    def InputStream(self, samplerate, channels, dtype, blocksize, callback):
+        assert (samplerate, channels, dtype, blocksize) == (self.rate_hz, 1, "float32", self.rate_hz // 10)
+        self.callback = callback
+        return self
+
+    def __enter__(self):
+        for start in range(0, len(self.sound), self.rate_hz // 10):
+            block = self.sound[start : start + self.rate_hz // 10, None].copy()
+            self.callback(block, len(block), None, None)
+            block[:] = 9.0  # the library's memory is used again
+
+    def __exit__(self, *_):
+        self.closed = True
+
+
+class UntilCtrlC(deque):
+    """A queue at whose end someone presses Ctrl-C."""
+
+    put = deque.append
+
+    def get(self):
+        if not self:
+            raise KeyboardInterrupt
+        return self.popleft()
+
+
+@pytest.fixture
+def microphone(monkeypatch):
+    """`microphone(sound)` puts a fake one in place, whose Ctrl-C comes when everything has been heard."""
+
+    def put(sound, rate_hz=16_000):
+        fake = FakeMicrophone(sound, rate_hz)
+        monkeypatch.setitem(sys.modules, "sounddevice", fake)
+        monkeypatch.setattr("nim4.corpus.microphone.queue", SimpleNamespace(SimpleQueue=UntilCtrlC))
+        return fake
+
+    return put
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 48_000])
+def test_a_microphone_is_heard_until_ctrl_c(nim4, talkative, recordings, microphone, rate_hz):
+    samples = read_recording(recordings[0])
+    fake = microphone(resample_poly(samples, rate_hz // 16_000, 1).astype(np.float32), rate_hz)
+    code, lines, errors = nim4("stream", "--model", talkative, "--mic", "--device", "cpu", *ALL_IS_SPEECH)
+    assert (code, errors, fake.closed) == (0, [], True)
+    assert re.search(r"1\.50\tfinal\t.", "\n".join(lines))
+    if rate_hz == 16_000:
+        assert lines == nim4("stream", "--model", talkative, "--wav", recordings[0], "--device", "cpu", *ALL_IS_SPEECH)[1]
+
+
+def test_no_microphone_is_told_in_one_line(nim4, talkative, microphone, monkeypatch):
+    microphone(None)
+    code, _, errors = nim4("stream", "--model", talkative, "--mic", "--device", "cpu")
+    assert code == 2
+    assert "--mic: expected a microphone, found Error querying device -1. Fix: connect one" in errors[-1]
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    code, _, errors = nim4("stream", "--model", talkative, "--mic", "--device", "cpu")
+    assert code == 2
+    assert "Fix: pip install sounddevice" in errors[-1]
+    code, _, errors = nim4("stream", "--model", talkative, "--mic", "--realtime", "--device", "cpu")
+    assert code == 2
+    assert "--realtime: expected --wav" in errors[-1]
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 44_100, 48_000, 96_000])
+def test_resampling_piece_by_piece_is_that_of_the_whole(rate_hz):
+    sound = np.random.default_rng(0).normal(0, 0.1, rate_hz).astype(np.float32)
+    pieces = np.split(sound, sorted(np.random.default_rng(1).integers(0, rate_hz, 17)))
+    found = np.concatenate(list(resampled(iter(pieces), rate_hz)))
+    whole = resample_poly(sound, 160, rate_hz // 100)
+    assert len(whole) - 200 < len(found) <= len(whole)
+    assert np.abs(found - whole[: len(found)]).max() < 1e-6
+
+
+def test_punctuation_is_left_out_on_request(nim4, talkative, recordings, monkeypatch):
+    monkeypatch.setattr("nim4.decode.recordings.SpeechLlm.write", lambda *_, hints: ["总工，open 3.5！"] * len(hints))
+    rows = [
+        json.loads(nim4("transcribe", "--model", talkative, recordings[0], "--device", "cpu", *ALL_IS_SPEECH, *more)[1][0])
+        for more in ([], ["--no-punctuation"])
+    ]
+    assert [row["text"] for row in rows] == ["总工，open 3.5！", "总工open 3.5"]
+    assert rows[1]["segments"][0]["text"] == "总工open 3.5"
+    hypothesis = Hypothesis("总工，open！", (), (), 1.0, 1, 4, False, Counts()).unpunctuated()
+    assert (hypothesis.text, hypothesis.settled_chars) == ("总工open", 3)

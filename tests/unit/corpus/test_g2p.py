@@ -1,5 +1,6 @@
 """Readings, phone by phone; the cache, the report of unknown words, a user's own readings, and the letter-to-sound model."""
 
+import re
 import subprocess
 import sys
 
@@ -8,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4.config import RecipeError
-from nim4.corpus.g2p import Lexicon, WordList, load_lexicon, read_pronunciations
+from nim4.corpus.g2p import Lexicon, load_lexicon, read_pronunciations
 from nim4.corpus.g2p_en import LEXICON_DIR, dictionary, letter_to_sound, read_word
-from nim4.corpus.g2p_numbers import cardinal_zh, read_chinese, read_english
+from nim4.corpus.g2p_numbers import cardinal_zh, read_by_grammar, read_chinese, read_english
 from nim4.corpus.letter_to_sound import LetterToSound
 from nim4.corpus.text import split_tokens
 from nim4.corpus.units import PhonemeInventory
+from nim4.corpus.word_list import WordList
 
 READINGS = [
     ("打开CarPlay", "d a3 k ai1 K AA R P L EY"),
@@ -195,6 +197,42 @@ def test_word_list_takes_the_longest():
 )
 def test_chinese_cardinals(digits, spoken):
     assert cardinal_zh(digits) == spoken
+
+
+_AROUND = "号楼层路院室街区村店年月日点时分秒个人米元角块公小平微半到约前后内来多比之万亿千百负零尾下上第二两十惠新西中国"
+_NUMBERS = st.one_of(
+    st.integers(0, 300).map(lambda number: f"{number}%"),
+    st.sampled_from(
+        ["2", "0", "02", "007", "110", "119", "12306", "95588", "10086", "200", "2000", "20000", "100008000", "2222", "1008", "13800138000"]
+    ),
+    st.integers(0, 9999).map(str),
+    st.from_regex(r"[0-9]{1,13}", fullmatch=True),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.text(_AROUND, max_size=3), _NUMBERS), min_size=1, max_size=3), st.text(_AROUND, max_size=3))
+def test_plain_numbers_are_read_as_the_grammar_reads_them(pieces, end):
+    text = "".join(before + number for before, number in pieces) + end
+    if "第" not in text:  # that the grammar never sees
+        assert read_chinese(text) == read_by_grammar(text)
+
+
+@pytest.mark.parametrize("following", ["", *_AROUND, "%", "%的", "小时", "公里", "年前", "年级", "平方米", "点2分", "月2日", "号2层", "路12号院"])
+def test_numbers_of_every_length_before_what_names_have_behind_them(following):
+    digits = "2029876543210"
+    for text in ("2", "12", "110", *(digits[:size] for size in range(1, 13)), *(f"2{'0' * size}" for size in range(1, 10))):
+        assert read_chinese(f"惠新{text}{following}") == read_by_grammar(f"惠新{text}{following}")
+
+
+def test_small_english_numbers_are_read_as_the_grammar_reads_them():
+    wetext = pytest.importorskip("wetext").Normalizer(lang="en", operator="tn")
+    for number in [*range(121), *range(121, 1000, 7)]:
+        assert read_english(str(number)) == re.split("[ -]", wetext.normalize(str(number))), number
+
+
+def test_a_number_between_thousands_and_hundred_millions_has_its_zero():
+    assert [cardinal_zh(digits) for digits in ("100008000", "110000")] == ["一亿零八千", "十一万"]
 
 
 def test_numbers_by_wetext():

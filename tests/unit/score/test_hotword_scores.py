@@ -13,7 +13,7 @@ def test_counts():
     utterances = [
         HotwordUtterance("去北京饭店", "去北京饭店", ["北京饭店", "惠新西街"], 1800),  # found, adopted; one false alarm, not written
         HotwordUtterance("看art", "看惠新西街", ["惠新西街"], 1800),  # missed; a false alarm that is written
-        HotwordUtterance("", "北京", ["北京"], 1800),  # silence: a leak
+        HotwordUtterance("", "北京", ["北京"], 1800, id="hiss"),  # silence: a leak
         HotwordUtterance("start", "start", [], 1800),  # art is not in start
     ]
     scores = score_hotwords(utterances, NAMES)
@@ -27,7 +27,7 @@ def test_counts():
     assert (scores.adopted.count, scores.adopted.total) == (1, 1)
     assert (scores.wrongly_adopted.count, scores.wrongly_adopted.total) == (2, 3)
     assert (scores.leaks.count, scores.leaks.total) == (2, 4)
-    assert scores.leaked == [("看art", "惠新西街"), ("", "北京")]
+    assert scores.leaked == [("", "看art", "惠新西街"), ("hiss", "", "北京")]
 
 
 def test_word_errors_inside_and_outside_names():

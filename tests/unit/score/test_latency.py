@@ -14,18 +14,21 @@ def log(name, *rows, final, settled=0):
 def test_all_figures():
     events = log("u1", (1.0, 1.1, ""), (2.0, 2.2, "打开"), (3.0, 3.1, "打开"), (4.0, 4.4, "打开天窗"), final=(4.5, 4.6, "打开天空"))
     events += log("u2", (1.0, 1.4, "hello word"), (2.0, 2.1, "hello world"), final=(2.0, 2.3, "hello world"))
-    found = streaming_latency(events, {"u1": 4.5, "u2": 2.0})
+    found = streaming_latency(events, {"u1": 4.5, "u2": 2.0}, {"u1": "打开天空", "u2": "hello word"})
     assert (found.first_text_p50_ms, found.first_text_utts, found.final_utts) == (1800.0, 2, 2)
     assert found.final_p50_ms == pytest.approx(200.0)
     assert 200 < found.final_p90_ms < found.final_p95_ms < found.final_p99_ms < 300
     assert found.partial_lag_p50_ms == pytest.approx(300.0)  # of 200, 400, 400 and 100: those that changed the text
     assert found.flicker == pytest.approx(100 * 1 / 7, abs=0.01)  # 4 characters, 2 words, and 1 that takes the place of another
+    assert found.upwr == pytest.approx(100 * 1 / 6, abs=0.01)  # of 4 characters and 2 words of the final texts
     assert found.second_pass_change == pytest.approx(100 * 1 / 6, abs=0.01)
+    assert found.second_pass_gain == pytest.approx(100 * 1 / 6, abs=0.01)  # u1 is right at last; u2 is as wrong as before
+    assert (found.first_text_audio_p50_ms, found.first_text_audio_p95_ms) == (1500.0, 1950.0)
 
 
 def test_what_never_changes_has_no_flicker():
     found = streaming_latency(log("u", (1.0, 1.1, "a"), final=(2.0, 2.1, "a b"), settled=None), {"u": 2.0})
-    assert (found.flicker, found.second_pass_change) == (None, None)
+    assert (found.flicker, found.upwr, found.second_pass_change, found.second_pass_gain) == (None, None, None, None)
     assert found.partial_lag_p95_ms == pytest.approx(100.0)
 
 

@@ -14,7 +14,7 @@ from nim4.score.record import hardware, profile_hash, read_utterances
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = """config test_set metric rate errors ref_units insertions deletions substitutions missing num_utts ci_low ci_high block profile
 profile_hash rtf first_text_p50_ms first_text_p95_ms final_p50_ms final_p90_ms final_p95_ms final_p99_ms partial_lag_p50_ms partial_lag_p95_ms
-flicker second_pass_change commit model model_step hardware seconds command"""
+first_text_audio_p50_ms flicker upwr second_pass_change second_pass_gain punctuation commit model model_step hardware seconds command"""
 
 
 @pytest.fixture
