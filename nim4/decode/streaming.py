@@ -140,7 +140,7 @@ class StreamingSession:
     def __init__(self, recogniser: Recogniser, cache: Any, given: Sequence[str], clock: Callable[[], float]):
         self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
         self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
-        self._frames = torch.zeros(1, 0, self._model.config.encoder.dim, device=self._model.acoustic.mean.device)  # that fill no embedding yet
+        self._frames = self._model.acoustic.mean.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
         self._cache = cache  # of the prefix and all speech so far
         self._hotwords = _Hotwords(recogniser, given)
         self._ids: list[int] = []  # of the last partial

@@ -54,8 +54,8 @@ class PhonemeModel(nn.Module):
         self.inverse_std.copy_(1.0 / std)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(B, T, 80) log-Mel features -> the same, mean 0 and variance 1 over the training data."""
-        return (x - self.mean) * self.inverse_std
+        """(B, T, 80) log-Mel features -> the same, mean 0 and variance 1 over the training data, in the type of the weights."""
+        return ((x - self.mean) * self.inverse_std).to(self.encoder.subsampling.out.weight.dtype)
 
     def forward(self, x: Tensor, x_lens: Tensor, *contexts: Context) -> tuple[Tensor, Tensor]:
         """Log-Mel features (B, T, 80) -> (B, S, V) log-probabilities and (B,) encoder lengths.

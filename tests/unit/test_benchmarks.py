@@ -5,11 +5,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from nim4.config import GrpoConfig, GrpoTrainConfig, RecipeError
+from nim4.decode.streaming import Recogniser
 from nim4.model.conformer import Context
 from nim4.report.benchmarks import as_markdown, newest
 from nim4.train.distributed import Processes
@@ -33,19 +35,32 @@ def load_module(monkeypatch):
 
 
 @pytest.fixture
-def benchmark(load_module, monkeypatch, tmp_path, capsys):
-    """Runs a benchmark for one round with a tiny model; returns its record, which is also what it prints."""
+def benchmark_tables(load_module, monkeypatch, tmp_path, capsys):
+    """Runs a benchmark with a tiny model; returns its records, which are also what it prints."""
 
     def run(name, *options):
         path = tmp_path / "records" / f"{name}.jsonl"
-        arguments = [*map(str, options), "--rounds", "1", "--record", str(path)]
+        arguments = [*map(str, options), "--record", str(path)]
         monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments])
         load_module(name).main()
-        (record,) = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
-        assert as_markdown(record) in capsys.readouterr().out
-        assert record["benchmark"] == name
-        assert "--record" not in record["command"]
-        assert record["command"].startswith(f"benchmarks/{name}.py")
+        records = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
+        printed = capsys.readouterr().out
+        for record in records:
+            assert as_markdown(record) in printed
+            assert record["benchmark"] == name
+            assert "--record" not in record["command"]
+            assert record["command"].startswith(f"benchmarks/{name}.py")
+        return records
+
+    return run
+
+
+@pytest.fixture
+def benchmark(benchmark_tables):
+    """The same for one round and a benchmark with one table; returns its record."""
+
+    def run(name, *options):
+        (record,) = benchmark_tables(name, *options, "--rounds", 1)
         return record
 
     return run
@@ -283,3 +298,65 @@ def test_an_unchanged_model_has_no_effect(benchmark, tmp_path):
     for row in benchmark("grpo_effect", *folders, "--manifest", manifest, "--num-empty", 2, "--group-size", 2, "--context", "streaming")["rows"]:
         assert row["mer_change"] in ("-", 0.0)
         assert all(row[f"{name}_before"] == row[f"{name}_after"] for name in ("reward", "equal_groups", "loops", "wrote"))
+
+
+@pytest.fixture(scope="module")
+def speech(units):
+    """Options of the streaming benchmarks: clips that they join."""
+    return ["--manifest", units.parent / "manifests" / "train.jsonl.gz", "--device", "cpu"]
+
+
+def test_streams_beside_reading_everything_again(benchmark_tables, talkative, speech):
+    texts, finals = benchmark_tables("streaming", "--model", talkative, *speech, "--lengths", 1.5, 3, "--rounds", 1)
+    ways = ["ours", "re-feed", "re-feed, re-encode", "re-feed, generate"]
+    assert [(row["audio_s"], row["way"]) for row in texts["rows"]] == [(length_s, way) for length_s in (1.5, 3.0) for way in ways]
+    assert all(row["same_texts_percent"] == 100 for row in [*texts["rows"], *finals["rows"]])
+    for ours, again, encode_again, generate in (texts["rows"][:4], texts["rows"][4:]):
+        assert ours["tokens"] < again["tokens"] == encode_again["tokens"] == generate["tokens"]
+        assert again["passes"] == encode_again["passes"] == generate["passes"]
+        assert again["tokens_to_re-feed"] == again["time_to_re-feed"] == 1.0
+    assert texts["rows"][4]["tokens_to_re-feed"] < texts["rows"][0]["tokens_to_re-feed"], "the longer, the more is saved"
+    for draft, plain, generate in (finals["rows"][:3], finals["rows"][3:]):
+        assert draft["text_tokens"] == plain["text_tokens"] == generate["text_tokens"] > 0
+        assert draft["passes"] <= plain["passes"] == generate["passes"]
+        assert draft["ids_differ"].startswith("0 of ")
+
+
+@pytest.mark.parametrize(("precision", "holds", "percent"), [("fp32", 1.0, 100.0), ("bf16", 0.5, 50.0)])
+def test_streams_of_random_weights_write_texts_of_the_stated_length(benchmark_tables, precision, holds, percent):
+    options = ["--size", "ci", "--device", "cpu", "--lengths", 3, "--rounds", 1, "--tokens-per-s", 4, "--precision", precision]
+    texts, finals = benchmark_tables("streaming", *options, "--draft-holds", holds)
+    assert [row["same_texts_percent"] for row in texts["rows"]] == [100] * 4
+    assert {row["text_tokens"] for row in finals["rows"]} == {round(4 * 0.16 * 19)}
+    assert finals["rows"][0]["accepted_percent"] == percent  # 10 ids after the last whole chunk; half of 10 is 5
+
+
+def test_streams_whose_texts_differ_are_not_timed(benchmark_tables, load_module, monkeypatch, talkative, speech):
+    ways = load_module("streaming_ways")
+    monkeypatch.setitem(sys.modules, "streaming_ways", ways)
+    real = ways.WAYS[ways.GENERATE]
+
+    def forgetful(model):
+        stream = real(model)
+        stream._write = lambda model, embeds, limit: ways.write_with_generate(model, embeds[:, 1:], limit)
+        return stream
+
+    monkeypatch.setitem(ways.WAYS, ways.GENERATE, forgetful)
+    with pytest.raises(RuntimeError, match="re-feed, generate wrote"):
+        benchmark_tables("streaming", "--model", talkative, *speech, "--lengths", 2, "--rounds", 1)
+
+
+def test_tokens_are_counted_where_the_language_model_is_entered(load_module, model, units):
+    """By the door the same as by the session's own books, with the prefix that all sessions share."""
+    ways = load_module("streaming_ways")
+    meter, samples = ways.Meter(model.llm), 0.1 * np.random.default_rng(0).standard_normal(48_000).astype(np.float32)
+    pieces, rest = ways.in_chunks(model, samples)
+    session = Recogniser(model).session()
+    for piece in pieces:
+        session.append(piece)
+        session.partial()
+    session.append(rest)
+    counts = session.finalize().counts
+    assert (meter.tokens, meter.passes) == (counts.read_tokens + len(model.prompt.prefix), counts.passes + 1)
+    followed = ways.follow(ways.OURS, model, pieces, rest, meter)
+    assert (followed.tokens, followed.passes) == (meter.tokens / 2, meter.passes / 2)
