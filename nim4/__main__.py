@@ -13,6 +13,14 @@ from nim4 import stage
 from nim4.config import EntropyConfig, RecipeError, VadConfig, load
 
 PIECE_S = 0.1  # of audio, that `stream` hears at once
+VAD_SETTINGS = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
+LIMITS = {  # of the server, that its options set
+    "max_sessions": "streams at the same time",
+    "max_uploads": "recordings at the same time",
+    "max_upload_s": "length of a recording in seconds",
+    "max_body_bytes": "size of an upload",
+    "requests_per_minute": "of a key, or of an address without keys",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,8 +64,7 @@ def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.Ar
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM")
     parser.add_argument("--hotword-index", type=Path, help="folder of an index in which hints are looked up by sound")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    settings = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=settings)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=VAD_SETTINGS)
     parser.set_defaults(run=run)
     return parser
 
@@ -164,23 +171,27 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 is any free one")
     parser.add_argument("--api-keys", type=Path, help=f"file of accepted keys, one a line; none = those of {KEYS_VARIABLE}, else no key is needed")
     parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
-    parser.add_argument("--max-sessions", type=int, default=Limits.max_sessions, help="streams at the same time")
-    parser.add_argument("--requests-per-minute", type=int, default=Limits.requests_per_minute, help="of a key, or of an address without keys")
+    for name, about in LIMITS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=int(getattr(Limits, name)), help=about)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=VAD_SETTINGS)
     parser.set_defaults(run=serve)
 
 
 def serve(args: argparse.Namespace) -> None:
     """Serves until SIGTERM or Ctrl-C."""
+    from nim4.decode.vad import check
     from nim4.serve import app
     from nim4.serve.limits import Limits
     from nim4.train.distributed import pick_device
 
-    for name in ("max_sessions", "requests_per_minute"):
+    for name in LIMITS:
         if getattr(args, name) < 1:
             raise RecipeError(f"--{name.replace('_', '-')}", expected="at least 1", found=getattr(args, name), fix="leave it out")
-    limits = Limits(max_sessions=args.max_sessions, requests_per_minute=args.requests_per_minute)
-    app.serve(args.model, pick_device(args.device), args.hotword_index, (args.host, args.port), args.api_keys, args.origin, limits)
+    vad = load(VadConfig, {}, args.set, "--set")
+    check(vad)
+    limits = Limits(**{name: getattr(args, name) for name in LIMITS})
+    app.serve(args.model, pick_device(args.device), args.hotword_index, (args.host, args.port), args.api_keys, args.origin, limits, vad)
 
 
 def add_entropy(commands: Any) -> None:
@@ -212,7 +223,7 @@ def entropy(args: argparse.Namespace) -> None:
     from nim4.corpus.manifest import load_cuts
     from nim4.corpus.table import spread
     from nim4.model.checkpoint import load_model, load_snapshot
-    from nim4.report.entropy import as_text, plot
+    from nim4.report.entropy import as_text, language_of, plot, step_of
     from nim4.train.distributed import pick_device
     from nim4.train.entropy import FixedList
 
@@ -249,6 +260,8 @@ def in_order(checkpoints: list[Path]) -> list[Path]:
 
     Beside the snapshots lie the frames that CKA compares with, which the same * matches: they are passed over, and the log says so.
     """
+    from nim4.report.entropy import step_of
+
     frames = [path for path in checkpoints if path.name.endswith("-reference.safetensors")]
     if frames:
         stage.log.info("passed over, no checkpoints: %s", ", ".join(path.name for path in frames))
@@ -261,25 +274,6 @@ def in_order(checkpoints: list[Path]) -> list[Path]:
     steps = [step_of(path) if path.is_file() else None for path in paths]
     alike = len({path.parent for path in paths}) == 1 and None not in steps
     return sorted(paths, key=step_of) if alike else paths
-
-
-def step_of(path: Path) -> int | None:
-    """Training steps of a checkpoint: in a snapshot's name, in a stage's record; None where neither says."""
-    if path.is_file():
-        match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
-        return int(match[1]) if match else None
-    return stage.read_json(path / "done.json").get("step") if (path / "done.json").is_file() else None
-
-
-def language_of(units: Path) -> str:
-    """The language in which stage 2 read the texts. Raises RecipeError when its record does not say."""
-    record = stage.read_json(units / "done.json")
-    try:
-        return record["made_from"]["config"]["language"]
-    except (KeyError, TypeError) as error:
-        raise RecipeError(
-            units / "done.json", expected="the record of stage 2", found=f"no {error}", fix="give the folder of stage 2 as --units"
-        ) from error
 
 
 def add_hotwords(commands: Any) -> None:

@@ -326,6 +326,6 @@ class VadConfig:
     hysteresis: float = 0.15  # silero's default: it is over only below threshold less this
     min_speech_s: float = 0.1  # ours: silero's 0.25 s would lose a short "no", and without any limit a click starts a segment
     min_silence_s: float = 0.8  # ours: silero's 0.1 s cuts inside of sentences, which the language model should read whole
-    padding_s: float = 0.3  # ours: of silence kept at both ends, at most min_silence_s; silero's 0.03 s loses soft beginnings
+    padding_s: float = 0.3  # ours: of silence kept at both ends, behind it at most min_silence_s; silero's 0.03 s loses soft beginnings
     max_segment_s: float = 20.0  # ours: training utterances are mostly shorter, and memory of a stream is bounded by it; padding included
     cut_search_s: float = 4.0  # ours: a segment that would be longer is cut at the quietest point of so much of its end

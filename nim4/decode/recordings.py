@@ -23,7 +23,7 @@ from nim4.decode.hotword import HotwordIndex, HotwordView
 from nim4.decode.hotword_hints import MAX_HINTS, Hints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
 from nim4.decode.offline import features_of
-from nim4.decode.vad import segments
+from nim4.decode.vad import segments_by_piece
 from nim4.model.asr import SpeechLlm
 from nim4.model.ctc import forced_align
 
@@ -97,13 +97,19 @@ class Transcriber:
             ValueError: if they are of another shape, type or scale.
             RecipeError: if silero-vad is not installed, or a setting of it is out of range.
         """
-        places = [(start, end) for start, end in segments(samples, self._vad) if end - start >= WINDOW_SAMPLES]
-        found = {place: segment for batch in _batches(places) for place, segment in zip(batch, self._decode(samples, batch), strict=True)}
+        places = [place for found in self.places(samples) for place in found]
+        found = {place: segment for batch in _batches(places) for place, segment in zip(batch, self.decode(samples, batch), strict=True)}
         return [found[place] for place in places]
 
+    def places(self, samples: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+        """Where the segments of a recording are, start and end in samples, piece by piece as they are found. Raises as `transcribe`."""
+        for found in segments_by_piece(samples, self._vad):
+            yield [(start, end) for start, end in found if end - start >= WINDOW_SAMPLES]
+
     @torch.inference_mode()
-    def _decode(self, samples: np.ndarray, places: Sequence[tuple[int, int]]) -> Iterator[Segment]:
-        model = self._model
+    def decode(self, samples: np.ndarray, places: Sequence[tuple[int, int]]) -> list[Segment]:
+        """The segments at these places of a recording, as one batch; none depends on the others."""
+        model, segments = self._model, []
         frames, lens = model.encode(*features_of([samples[start:end] for start, end in places], model.acoustic.mean.device))
         log_probs = [row[:length] for row, length in zip(model.acoustic.head(frames).cpu().numpy(), lens.tolist(), strict=True)]
         hints = [self._hints(row) for row in log_probs]
@@ -115,7 +121,8 @@ class Transcriber:
                     words = tuple(word_times(text, row, self._lexicon, self._inventory, start_s, end_s))
                 except ValueError as error:
                     untimed = str(error)
-            yield Segment(start_s, end_s, text, words, untimed, tuple(own))
+            segments.append(Segment(start_s, end_s, text, words, untimed, tuple(own)))
+        return segments
 
     def _hints(self, log_probs: np.ndarray) -> list[str]:
         if self._hotwords is None:

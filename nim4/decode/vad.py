@@ -10,6 +10,7 @@ and ours where VadConfig says so.
 
 import functools
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from nim4.corpus.feats import SAMPLING_RATE_HZ, checked_samples
 
 WINDOW_SAMPLES = 512  # silero's, at 16 kHz
 CONTEXT_SAMPLES = 64  # of the window before, which the network sees again
-PIECE_SAMPLES = 160_000  # of a recording, at once, so that an hour is not copied
+PIECE_SAMPLES = 32_000  # of a recording, at once, so that an hour is not copied, and others have a turn in between
 QUIET_WINDOWS = 3  # ours: a cut is made in the middle of the quietest 96 ms, since single windows are quiet inside of stops, too
 
 
@@ -112,6 +113,7 @@ class VoiceActivity:
         self._probability = SpeechProbability()
         self._waiting = torch.zeros(0)  # less than a window
         self._padding, self._max = samples_of(config.padding_s), samples_of(config.max_segment_s)
+        self._padding_behind = min(self._padding, samples_of(config.min_silence_s))
         self._heard = 0  # samples in whole windows
         self._stopped = 0  # where the last segment ended
         self._candidate: int | None = None  # where speech may have begun, while that is not yet sure
@@ -132,7 +134,7 @@ class VoiceActivity:
         """No event to come is before this sample: in a segment, all up to here is of it; outside, of none."""
         if self._start is None:
             return max(self._stopped, (self._heard if self._candidate is None else self._candidate) - self._padding)
-        silence = self._heard if self._silence is None else self._silence + self._padding
+        silence = self._heard if self._silence is None else self._silence + self._padding_behind
         return min(self._heard, silence, self._quietest[1])
 
     def push(self, samples: np.ndarray) -> list[VadEvent]:
@@ -159,7 +161,7 @@ class VoiceActivity:
         if len(self._waiting):
             events = self._hear(F.pad(self._waiting, (0, WINDOW_SAMPLES - len(self._waiting))))
         if self._start is not None:
-            events.append(self._stop(self._heard if self._silence is None else self._silence + self._padding))
+            events.append(self._stop(self._heard if self._silence is None else self._silence + self._padding_behind))
         return [VadEvent(event.kind, min(event.sample, total)) for event in events]
 
     def _hear(self, window: Tensor) -> list[VadEvent]:
@@ -187,7 +189,7 @@ class VoiceActivity:
 
     def _inside(self) -> list[VadEvent]:
         if self._silence is not None and self._heard - self._silence >= samples_of(self._config.min_silence_s):
-            return [self._stop(self._silence + self._padding)]
+            return [self._stop(self._silence + self._padding_behind)]
         energy, cut = sum(self._energies), self._heard - QUIET_WINDOWS * WINDOW_SAMPLES // 2
         if cut >= self._first_cut and energy <= self._quietest[0]:
             self._quietest = (energy, cut)
@@ -195,7 +197,7 @@ class VoiceActivity:
             return []
         cut, silence = self._quietest[1], self._silence
         if silence is not None and cut >= silence:  # it was about to end: nothing but silence is behind the cut
-            return [self._stop(min(cut, silence + self._padding))]
+            return [self._stop(min(cut, silence + self._padding_behind))]
         stopped = self._stop(cut)
         started = self._begin(cut)
         self._silence = silence
@@ -220,10 +222,20 @@ def segments(samples: np.ndarray, config: VadConfig | None = None) -> list[tuple
     Raises:
         ValueError, RecipeError: as VoiceActivity.
     """
-    activity = VoiceActivity(config)
-    pieces = (samples[start : start + PIECE_SAMPLES] for start in range(0, len(samples), PIECE_SAMPLES))
-    events = [event.sample for piece in pieces for event in activity.push(piece)] + [event.sample for event in activity.finish()]
-    return [(start, end) for start, end in zip(events[::2], events[1::2], strict=True) if start < end]
+    return [place for found in segments_by_piece(samples, config) for place in found]
+
+
+def segments_by_piece(samples: np.ndarray, config: VadConfig | None = None) -> Iterator[list[tuple[int, int]]]:
+    """The same, as they are found: those that each PIECE_SAMPLES of the recording complete, and those that its end does."""
+    activity, start = VoiceActivity(config), 0
+    for place in range(0, len(samples) + PIECE_SAMPLES, PIECE_SAMPLES):
+        found = []
+        for event in activity.push(samples[place : place + PIECE_SAMPLES]) if place < len(samples) else activity.finish():
+            if event.kind == "speech_started":
+                start = event.sample
+            elif start < event.sample:
+                found.append((start, event.sample))
+        yield found
 
 
 def samples_of(seconds: float) -> int:
@@ -234,14 +246,13 @@ def samples_of(seconds: float) -> int:
 def check(config: VadConfig) -> None:
     """Raises RecipeError if a setting is out of its range."""
     quiet_s = QUIET_WINDOWS * WINDOW_SAMPLES / SAMPLING_RATE_HZ
-    most_padding_s = min(config.min_silence_s, config.max_segment_s / 4)
     for name, expected, is_good in (
         ("threshold", "0 to 1", 0 <= config.threshold <= 1),
         ("hysteresis", "0 to 1", 0 <= config.hysteresis <= 1),
         ("min_speech_s", "0 to 1", 0 <= config.min_speech_s <= 1),
         ("min_silence_s", "0.032 to 10", 0.032 <= config.min_silence_s <= 10),
         ("max_segment_s", "2 to 60", 2 <= config.max_segment_s <= 60),
-        ("padding_s", f"0 to {most_padding_s:g}, min_silence_s or a quarter of max_segment_s", 0 <= config.padding_s <= most_padding_s),
+        ("padding_s", f"0 to {config.max_segment_s / 4:g}, a quarter of max_segment_s", 0 <= config.padding_s <= config.max_segment_s / 4),
         ("cut_search_s", f"{2 * quiet_s:g} to half of max_segment_s", 2 * quiet_s <= config.cut_search_s <= config.max_segment_s / 2),
     ):
         if not is_good:

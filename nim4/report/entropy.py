@@ -1,9 +1,12 @@
 """The entropy report of nim4/train/entropy.py as a table and as a picture. Both say that the definitions are ours."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nim4 import stage
+from nim4.config import RecipeError
 from nim4.score.plot import picture
 from nim4.score.table import display_width, pad
 
@@ -60,6 +63,25 @@ def plot(records: Sequence[Mapping[str, Any]], out: Path) -> None:
             axes[-1].set_xlabel("training step")
         else:
             axes[-1].set_xticks(places, ["/".join(Path(record["name"]).parts[-2:]) for record in records], rotation=20, ha="right")
+
+
+def step_of(path: Path) -> int | None:
+    """Training steps of a checkpoint: in a snapshot's name, in a stage's record; None where neither says."""
+    if path.is_file():
+        match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+        return int(match[1]) if match else None
+    return stage.read_json(path / "done.json").get("step") if (path / "done.json").is_file() else None
+
+
+def language_of(units: Path) -> str:
+    """The language in which stage 2 read the texts. Raises RecipeError when its record does not say."""
+    record = stage.read_json(units / "done.json")
+    try:
+        return record["made_from"]["config"]["language"]
+    except (KeyError, TypeError) as error:
+        raise RecipeError(
+            units / "done.json", expected="the record of stage 2", found=f"no {error}", fix="give the folder of stage 2 as --units"
+        ) from error
 
 
 def _with_deviation(value: float, deviation: float | None, digits: int, scale: float = 1.0) -> str:

@@ -3,35 +3,30 @@
 import asyncio
 import logging
 import socket as sockets
-import tempfile
 from collections.abc import MutableMapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, PlainTextResponse
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nim4.config import RecipeError
-from nim4.corpus.feats import SAMPLING_RATE_HZ
+from nim4.config import RecipeError, VadConfig
 from nim4.decode.hotword import HotwordIndex
 from nim4.model.asr import load_speech_llm
 from nim4.serve.limits import Gate, Limits, Refused, read_keys
 from nim4.serve.realtime import Connection
-from nim4.serve.service import Service, read_upload
-from nim4.serve.settings import checked_language, hints_of
+from nim4.serve.service import Service
+from nim4.serve.uploads import transcription
 
-FORMATS = ("json", "text", "verbose_json")
-FIELDS = {"file", "model", "language", "prompt", "response_format", "temperature", "index"}
 UNREAD_MS = 20_000  # ours: the kernel drops a connection whose other end has taken nothing for so long, and what was to be sent there
 PATHS = ("/v1/audio/transcriptions", "/v1/realtime", "/metrics", "/healthz")
 
@@ -145,74 +140,6 @@ class Guard:
         return Refused(413, "body_too_large", f"a request has at most {self._service.limits.max_body_bytes} bytes", "file")
 
 
-async def transcription(request: Request, service: Service) -> Response:
-    """The text of an upload. Raises Refused."""
-    loop = asyncio.get_running_loop()
-    started_s = loop.time()
-    if service.metrics.gauges["uploads"] >= service.limits.max_sessions:
-        raise Refused(503, "too_many_uploads", f"{service.limits.max_sessions} uploads are being recognised", retry_after_s=5)
-    service.metrics.gauges["uploads"] += 1
-    try:
-        samples, options = await received(request, service)
-        text = await service.transcribe(samples, options["hotwords"], options["index"])
-    finally:
-        service.metrics.gauges["uploads"] -= 1
-    service.metrics.observe("transcription_seconds", loop.time() - started_s)
-    if options["format"] == "text":
-        return PlainTextResponse(text + "\n")
-    if options["format"] == "json":
-        return JSONResponse({"text": text})
-    seconds = round(len(samples) / SAMPLING_RATE_HZ, 3)
-    segments = [{"id": 0, "start": 0.0, "end": seconds, "text": text}]
-    return JSONResponse({"task": "transcribe", "language": options["language"], "duration": seconds, "text": text, "segments": segments})
-
-
-async def received(request: Request, service: Service) -> tuple[np.ndarray, dict[str, Any]]:
-    """The samples of an upload, as read_upload gives them, and the options of checked_form. Raises Refused."""
-    try:
-        async with asyncio.timeout(service.limits.upload_s):
-            form = await request.form(max_files=1, max_fields=len(FIELDS))
-    except TimeoutError as error:
-        raise Refused(408, "upload_too_slow", f"an upload takes at most {service.limits.upload_s:g} s") from error
-    try:
-        upload, options = checked_form(form, service)
-        with tempfile.NamedTemporaryFile(prefix="nim4-") as file:
-            await asyncio.to_thread(copy, upload, file)
-            return await asyncio.to_thread(read_upload, Path(file.name)), options
-    finally:
-        await form.close()
-
-
-def checked_form(form: FormData, service: Service) -> tuple[UploadFile, dict[str, Any]]:
-    """The upload, and language, hotwords, index and format of its transcription. Raises Refused."""
-    unknown = sorted(set(form) - FIELDS)
-    if unknown:
-        raise Refused(400, "unknown_parameter", "the form has a field that this server does not know, see docs/serving.md", unknown[0][:100])
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        raise Refused(400, "missing_required_parameter", "file must be an upload", "file")
-    fields = {name: value for name, value in form.items() if name != "file"}
-    wrong = [name for name, value in fields.items() if not isinstance(value, str)]
-    if wrong:
-        raise Refused(400, "invalid_value", f"{wrong[0]} must be a text", wrong[0])
-    service.check_model(fields.get("model"))
-    if fields.get("temperature", "0") not in ("0", "0.0"):
-        raise Refused(400, "unsupported_value", "temperature must be 0: texts are the most likely ones", "temperature")
-    style = fields.get("response_format", "json")
-    if style not in FORMATS:
-        raise Refused(400, "unsupported_value", f"response_format must be one of {', '.join(FORMATS)}", "response_format")
-    service.index(fields.get("index"))
-    language, hotwords = checked_language(fields.get("language")), hints_of(fields.get("prompt", ""))
-    return upload, {"language": language, "hotwords": hotwords, "index": fields.get("index"), "format": style}
-
-
-def copy(upload: UploadFile, file: Any) -> None:
-    """The bytes of an upload, to a file that has a name."""
-    while block := upload.file.read(1 << 20):
-        file.write(block)
-    file.flush()
-
-
 # ---------------------------------------------------------------------------------------------------------------- its life
 
 
@@ -273,7 +200,14 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    model: Path, device: torch.device, indexes: Sequence[Path], address: tuple[str, int], keys: Path | None, origins: Sequence[str], limits: Limits
+    model: Path,
+    device: torch.device,
+    indexes: Sequence[Path],
+    address: tuple[str, int],
+    keys: Path | None,
+    origins: Sequence[str],
+    limits: Limits,
+    vad: VadConfig,
 ) -> None:
     """Serves until a signal comes.
 
@@ -283,6 +217,7 @@ def serve(
         address: host and port.
         keys: file of API keys, see read_keys.
         origins: web pages of other hosts that may use the server.
+        vad: how speech is found, where a client does not say it.
     Raises:
         RecipeError: if a folder or file is wrong, or the port is taken.
     """
@@ -296,7 +231,7 @@ def serve(
             log.warning("anyone who can reach this machine can use the server: it has no API keys")
         speech_llm, inventory = load_speech_llm(model, device)
         loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
-        service = Service(speech_llm, loaded, limits)
+        service = Service(speech_llm, inventory, loaded, limits, vad)
         service.warm_up()
         app = make_app(service, Gate(accepted, origins, limits.requests_per_minute), origins)
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)

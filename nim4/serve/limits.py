@@ -23,8 +23,10 @@ class Limits:
     Attributes:
         max_body_bytes: of an upload; OpenAI's limit.
         upload_s: seconds for an upload to arrive.
+        max_upload_s: length of a recording.
+        max_uploads: that are read or recognised at the same time.
         max_message_bytes: of a WebSocket message.
-        max_sessions: streams, and as many uploads.
+        max_sessions: streams at the same time.
         session_s: length of a stream, seconds on the clock.
         idle_s: a stream without a message for so long ends.
         max_ahead_s: so much audio may come faster than it is spoken.
@@ -38,6 +40,8 @@ class Limits:
 
     max_body_bytes: int = 25 << 20
     upload_s: float = 60.0
+    max_upload_s: float = 3600.0
+    max_uploads: int = 16
     max_message_bytes: int = 1 << 20
     max_sessions: int = 64
     session_s: float = 3600.0

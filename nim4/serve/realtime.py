@@ -1,10 +1,11 @@
 """One stream of a client: messages in, partial and final texts out.
 
 Two tasks: one reads what the client sends, checks it and puts it in line; the other works the line off, so that all answers come in order and
-model work is asked for one job at a time. An utterance ends when the client says so (`input_audio_buffer.commit`, `stop`) or has spoken as
-long as the model can hear; whatever else finds the end of speech has `_commit` to call.
+model work is asked for one job at a time. An utterance is what a Cutter finds, or, where the client wants none, what it sends between two
+commits, up to the longest that the model can hear.
 
-Source: event names are those of OpenAI's Realtime interface for transcription; `partial`, `final` and `stop` are ours.
+Source: event names are those of OpenAI's Realtime interface for transcription; `partial`, `final`, `speech_started`, `speech_stopped` and
+`stop` are ours.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,13 +26,15 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.corpus.manifest import MAX_DURATION_S
+from nim4.decode.listening import Cutter, Step
 from nim4.decode.streaming import Hypothesis, StreamingSession
 from nim4.serve.limits import Refused
 from nim4.serve.service import Service
-from nim4.serve.settings import StreamSettings, changed
+from nim4.serve.settings import StreamSettings, TurnDetection, changed
 
 STOPPED, TRY_LATER, FAILED, VANISHED = 1000, 1013, 1011, 1006
 IDLE, STALLED, TOO_LONG, TOO_FAST = 4408, 4409, 4413, 4429
+PIECE_SAMPLES = SAMPLING_RATE_HZ  # ours: so much is looked through for speech at once, while other streams wait
 MAX_UTTERANCE_SAMPLES = round(MAX_DURATION_S * SAMPLING_RATE_HZ)
 
 log = logging.getLogger("nim4")
@@ -47,10 +50,11 @@ class Closing(Exception):
 
 @dataclass
 class Utterance:
-    """What is said between two commits.
+    """What is said from the start of speech, or a commit, to the next end.
 
     Attributes:
         item_id: its name in events.
+        max_samples: that it may have; None when the Cutter sees to that.
         waiting: samples, (N,) float32, that do not complete a chunk yet.
         num_samples: all that came, those in `waiting` included.
         revision: of the text that the client has.
@@ -59,16 +63,17 @@ class Utterance:
 
     item_id: str
     session: StreamingSession
+    max_samples: int | None
     waiting: list[np.ndarray] = field(default_factory=list)
     num_samples: int = 0
     revision: int = 0
     told: str = ""
 
     @property
-    def num_missing(self) -> int:
+    def missing_samples(self) -> int:
         """Samples until there is something to do."""
         chunk = self.session.missing_samples - sum(map(len, self.waiting))
-        return min(chunk, MAX_UTTERANCE_SAMPLES - self.num_samples)
+        return chunk if self.max_samples is None else min(chunk, self.max_samples - self.num_samples)
 
     def pop_waiting(self) -> np.ndarray:
         """The samples that wait, which do so no longer."""
@@ -99,9 +104,12 @@ class Connection:
     def __init__(self, socket: WebSocket, service: Service):
         self._socket, self._service, self._limits = socket, service, service.limits
         self._id = _new_id("sess")
-        self._settings = StreamSettings()
+        self._settings = StreamSettings(TurnDetection.of(service.vad))
         self._line: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._stopping = False
+        self._turns: TurnDetection | None = None  # by which `_cutter` cuts; both are None while the client ends utterances
+        self._cutter: Cutter | None = None
+        self._heard = 0  # samples of the stream that have been worked off
         self._utterance: Utterance | None = None
         self._last_item: str | None = None
         self._ahead_s, self._ahead_at_s = 0.0, time.monotonic()  # audio that came faster than it was spoken, at this time
@@ -214,32 +222,83 @@ class Connection:
 
     async def _hear(self, samples: np.ndarray, settings: StreamSettings, came_s: float) -> None:
         audio_s = len(samples) / SAMPLING_RATE_HZ
-        while len(samples):
-            if self._utterance is None:
-                session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms)
-                self._utterance = Utterance(_new_id("item"), session)
-            utterance = self._utterance
-            piece, samples = np.split(samples, [utterance.num_missing])
-            utterance.waiting.append(piece)
-            utterance.num_samples += len(piece)
-            if utterance.num_samples == MAX_UTTERANCE_SAMPLES:
-                await self._commit(came_s)
-            elif utterance.num_missing == 0:
-                hypothesis = await self._service.run(hear_chunk, utterance.session, utterance.pop_waiting())
-                await self._tell(utterance, hypothesis)
-                self._service.metrics.observe("chunk_seconds", time.monotonic() - came_s)
+        for piece in np.split(samples, range(PIECE_SAMPLES, len(samples), PIECE_SAMPLES)):
+            piece = self._turn_to(settings.turn_detection, piece)
+            self._heard += len(piece)
+            steps = [Step("speech", self._heard, piece)] if self._cutter is None else await self._service.listen(self._cutter.push, piece)
+            await self._follow(steps, settings, came_s)
         self._behind_s -= audio_s
         self._service.metrics.count("audio_seconds_total", audio_s, kind="stream")
 
+    def _turn_to(self, turns: TurnDetection | None, samples: np.ndarray) -> np.ndarray:
+        """Lets a change hold between two utterances: of what the cutter before has kept nothing is lost, it comes back before `samples`."""
+        if self._utterance is not None or turns == self._turns:
+            return samples
+        kept = np.zeros(0, np.float32) if self._cutter is None else self._cutter.kept
+        self._turns, self._heard = turns, self._heard - len(kept)
+        self._cutter = self._new_cutter()
+        return np.concatenate([kept, samples])
+
+    def _new_cutter(self) -> Cutter | None:
+        return None if self._turns is None else Cutter(self._turns.vad(self._service.vad), self._heard)
+
+    async def _follow(self, steps: Sequence[Step], settings: StreamSettings, came_s: float) -> None:
+        for step in steps:
+            if step.kind == "speech_started":
+                await self._begin(settings, step.sample)
+            elif step.kind == "speech_stopped":
+                await self._commit_utterance(came_s, step.sample)
+            else:
+                await self._hear_speech(step.samples, settings, came_s)
+
+    async def _begin(self, settings: StreamSettings, start: int | None) -> Utterance:
+        """A new utterance, whose start the client is told when it did not make it."""
+        item_id = _new_id("item")
+        if start is not None:
+            await self._send("input_audio_buffer.speech_started", item_id=item_id, audio_start_ms=_ms(start))
+            await self._send("speech_started", item_id=item_id, audio_s=_ms(start) / 1000)
+        session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms)
+        self._utterance = Utterance(item_id, session, MAX_UTTERANCE_SAMPLES if start is None else None)
+        return self._utterance
+
+    async def _hear_speech(self, samples: np.ndarray, settings: StreamSettings, came_s: float) -> None:
+        while len(samples):
+            utterance = self._utterance or await self._begin(settings, None)
+            piece, samples = np.split(samples, [utterance.missing_samples])
+            utterance.waiting.append(piece)
+            utterance.num_samples += len(piece)
+            if utterance.num_samples == utterance.max_samples:
+                await self._commit_utterance(came_s)
+            elif utterance.missing_samples == 0:
+                hypothesis = await self._service.run(hear_chunk, utterance.session, utterance.pop_waiting())
+                await self._tell(utterance, hypothesis)
+                self._service.metrics.observe("chunk_seconds", time.monotonic() - came_s)
+
+    async def _end_speech(self, came_s: float) -> None:
+        """Ends what is being said, if anything is; what is said next begins another utterance."""
+        if self._cutter is not None:
+            await self._follow(await self._service.listen(self._cutter.finish), self._settings, came_s)
+            self._cutter = self._new_cutter()
+        elif self._utterance is not None:
+            await self._commit_utterance(came_s)
+
     async def _commit(self, came_s: float) -> None:
-        """The end of speech: the final text of the utterance, if there is one."""
-        utterance, self._utterance = self._utterance, None
-        if utterance is None:
-            await self._send_error(Refused(400, "input_audio_buffer_commit_empty", "no audio came since the last commit"))
+        if self._utterance is None:
+            why = "no audio came since the last commit" if self._cutter is None else "nobody is speaking, and turn_detection is not null"
+            await self._send_error(Refused(400, "input_audio_buffer_commit_empty", why))
             return
+        await self._end_speech(came_s)
+
+    async def _commit_utterance(self, came_s: float, stop: int | None = None) -> None:
+        """The final text of the utterance; the client is told where it stops when it did not stop it."""
+        utterance, self._utterance = self._utterance, None
+        item_id = utterance.item_id
         try:
-            await self._send("input_audio_buffer.committed", item_id=utterance.item_id, previous_item_id=self._last_item)
-            self._last_item = utterance.item_id
+            if stop is not None:
+                await self._send("input_audio_buffer.speech_stopped", item_id=item_id, audio_end_ms=_ms(stop))
+                await self._send("speech_stopped", item_id=item_id, audio_s=_ms(stop) / 1000)
+            await self._send("input_audio_buffer.committed", item_id=item_id, previous_item_id=self._last_item)
+            self._last_item = item_id
             await self._tell(utterance, await self._service.run(hear_end, utterance.session, utterance.pop_waiting()))
         finally:
             self._service.forget(utterance.session)
@@ -249,11 +308,11 @@ class Connection:
         utterance, self._utterance = self._utterance, None
         if utterance is not None:
             self._service.forget(utterance.session)
+        self._cutter = self._new_cutter()
         await self._send("input_audio_buffer.cleared")
 
     async def _finish(self, code: int, reason: str, came_s: float) -> NoReturn:
-        if self._utterance is not None:
-            await self._commit(came_s)
+        await self._end_speech(came_s)
         raise Closing(code, reason)
 
     # ------------------------------------------------------------------------------------------------ what the client is told
@@ -289,6 +348,10 @@ class Connection:
                 await self._socket.send_text(json.dumps(event))
         except TimeoutError as error:
             raise Closing(STALLED, f"the client took nothing for {self._limits.stalled_s:g} s") from error
+
+
+def _ms(samples: int) -> int:
+    return round(1000 * samples / SAMPLING_RATE_HZ)
 
 
 def _new_id(kind: str) -> str:

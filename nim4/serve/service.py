@@ -1,26 +1,25 @@
 """What all connections of a server share: one model, one thread that does its work, the indexes, the limits and the counters.
 
 The model thread takes jobs in the order in which they come. That is fair, since a stream has at most one job there, a chunk or a final text,
-and all uploads together have one: nobody waits longer than one job of each of the others.
+and all uploads together have one, a segment: nobody waits longer than one job of each of the others. A second thread looks for speech, so
+that the model does not wait for it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import soundfile
 
-from nim4.config import RecipeError
-from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_recording
-from nim4.corpus.manifest import MAX_DURATION_S
+from nim4.config import VadConfig
+from nim4.corpus.feats import SAMPLING_RATE_HZ
+from nim4.corpus.units import PhonemeInventory
 from nim4.decode.encoder import ENCODER_FRAME_MS
 from nim4.decode.hotword import HotwordIndex
-from nim4.decode.offline import transcripts, transcripts_with_hotwords
+from nim4.decode.listening import Cutter
+from nim4.decode.recordings import Segment, Transcriber
 from nim4.decode.streaming import DEPLOYED, Recogniser, StreamingSession
 from nim4.decode.trie import NONE
 from nim4.model.asr import SpeechLlm
@@ -32,7 +31,6 @@ from nim4.serve.metrics import Metrics
 MODEL_NAME = "nim4-asr"
 CHUNKS_MS = (160, 320, 640, 1280)  # whole embeddings of speech; paper, section 3.6: 640
 LEFT_MS = DEPLOYED.chunk_frames * DEPLOYED.left_chunks * ENCODER_FRAME_MS  # what the encoder sees before a chunk, whatever its size
-RATES_HZ = (8_000, 192_000)  # of recordings
 
 Result = TypeVar("Result")
 
@@ -49,17 +47,23 @@ class Service:
 
     Args:
         model: in evaluation mode.
+        inventory: of the model's phoneme head.
         indexes: hotwords by the name that clients know them under.
+        vad: how speech is found, where a client does not say it.
     """
 
-    def __init__(self, model: SpeechLlm, indexes: Mapping[str, HotwordIndex], limits: Limits):
-        self.indexes, self.limits, self.metrics = dict(indexes), limits, Metrics()
+    def __init__(
+        self, model: SpeechLlm, inventory: PhonemeInventory, indexes: Mapping[str, HotwordIndex], limits: Limits, vad: VadConfig | None = None
+    ):
+        self.indexes, self.limits, self.metrics, self.vad = dict(indexes), limits, Metrics(), vad or VadConfig()
         self.streams: set[Stream] = set()
-        self.draining = False
-        self._model = model
+        self.draining = self.ending = False  # nothing new is taken; what is going on ends now
+        self._model, self._inventory = model, inventory
         self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._ears = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ears")
         self._one_upload = asyncio.Semaphore(1)
+        self.one_reader = asyncio.Semaphore(1)  # of uploads, which take memory while they are unpacked
 
     def warm_up(self) -> None:
         """Does all kinds of work once, so that no client waits while searches are compiled: seconds, the first time on a machine longer."""
@@ -68,7 +72,7 @@ class Service:
     def _warm_up(self) -> None:
         noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLING_RATE_HZ).clip(-1, 1).astype(np.float32)
         for name in (None, *self.indexes):
-            self._transcribe(noise, (), self.index(name))
+            Transcriber(self._model, self._inventory, hotwords=self.index(name)).decode(noise, [(0, len(noise))])
             session = self._new_session((), name, DEPLOYED.chunk_frames * ENCODER_FRAME_MS)
             session.append(noise)
             session.partial()
@@ -77,10 +81,12 @@ class Service:
             log_probs = some_names(index)  # noise finds none, and much is done only when there is one
             index.search_log_probs(log_probs)
             index.stream_lattice().push(log_probs, final=True)
+        Cutter(self.vad).push(noise)
 
     def close(self) -> None:
-        """Ends the model thread; what waits there is forgotten."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads; what waits there is forgotten."""
+        for thread in (self._thread, self._ears):
+            thread.shutdown(wait=True, cancel_futures=True)
 
     async def run(self, work: Callable[..., Result], *args: Any) -> Result:
         """Runs a function in the model thread. If the caller is cancelled while it waits there, it does not run."""
@@ -89,6 +95,10 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         finally:
             self.metrics.gauges["model_jobs"] -= 1
+
+    async def listen(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Runs a function that looks for speech, in the thread for that."""
+        return await asyncio.get_running_loop().run_in_executor(self._ears, work, *args)
 
     def forget(self, session: StreamingSession) -> None:
         """Ends a session, after the job that it may have in the model thread."""
@@ -124,9 +134,10 @@ class Service:
             self.metrics.gauges["sessions"] = len(self.streams)
 
     async def drain(self) -> None:
-        """Takes nothing new, gives open streams Limits.drain_s to finish, then ends them with their final texts."""
+        """Takes nothing new, gives what is going on Limits.drain_s to finish, then ends streams with their final texts, and uploads without."""
         self.draining = True
         await self._until_empty(self.limits.drain_s)
+        self.ending = True
         for stream in list(self.streams):
             stream.stop(1001, "the server is going away")
         await self._until_empty(self.limits.stalled_s)
@@ -134,7 +145,7 @@ class Service:
     async def _until_empty(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.streams:
+                while self.streams or self.metrics.gauges["uploads"]:
                     await asyncio.sleep(0.02)
 
     async def session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int) -> StreamingSession:
@@ -154,17 +165,23 @@ class Service:
             self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index))
         return self._recognisers[key].session(hotwords)
 
-    async def transcribe(self, samples: np.ndarray, hotwords: Sequence[str], index: str | None) -> str:
-        """The text of a whole recording: (N,) float32 in [-1, 1] at 16 kHz."""
-        async with self._one_upload:
-            text = await self.run(partial(self._transcribe, samples, hotwords, self.index(index)))
-        self.metrics.count("audio_seconds_total", len(samples) / SAMPLING_RATE_HZ, kind="upload")
-        return text
+    async def segments(self, samples: np.ndarray, hotwords: Sequence[str], index: str | None, with_words: bool) -> AsyncIterator[Segment]:
+        """The segments of a whole recording, (N,) float32 in [-1, 1] at 16 kHz, as they are recognised; others have a turn between them.
 
-    def _transcribe(self, samples: np.ndarray, hotwords: Sequence[str], index: HotwordIndex | None) -> str:
-        if index is None:
-            return transcripts(self._model, [samples], hints=[hotwords])[0]
-        return transcripts_with_hotwords(self._model, [samples], index, given=hotwords)[0][0]
+        Raises:
+            Refused: when the server goes away before it is done.
+        """
+        given = {"hotwords": self.index(index), "given": hotwords, "vad": self.vad, "with_words": with_words}
+        transcriber = Transcriber(self._model, self._inventory, **given)
+        pieces = transcriber.places(samples)
+        while (places := await self.listen(next, pieces, None)) is not None:
+            for place in places:
+                async with self._one_upload:
+                    (segment,) = await self.run(transcriber.decode, samples, [place])
+                yield segment
+            if self.ending:
+                raise Refused(503, "draining", "this server is going away", retry_after_s=5)
+        self.metrics.count("audio_seconds_total", len(samples) / SAMPLING_RATE_HZ, kind="upload")
 
 
 def some_names(index: HotwordIndex) -> np.ndarray:
@@ -178,38 +195,3 @@ def some_names(index: HotwordIndex) -> np.ndarray:
     log_probs[::2, BLANK] = 0.0
     log_probs[np.arange(len(phones)) * 2 + 1, phones] = 0.0
     return log_probs
-
-
-def read_upload(path: Path) -> np.ndarray:
-    """A recording that a client sent: (N,) float32 in [-1, 1] at 16 kHz, N at least 1.
-
-    Its header is looked at before anything is unpacked, since a small file can hold days of silence.
-
-    Raises:
-        Refused: if it is no audio that soundfile reads, broken, empty, not finite, at a rate outside RATES_HZ, or too long.
-    """
-    try:
-        about = soundfile.info(path)
-    except UNREADABLE as error:
-        raise Refused(400, "invalid_audio", "file is no audio that can be read: WAV, FLAC, Ogg or MP3, whole", "file") from error
-    if not RATES_HZ[0] <= about.samplerate <= RATES_HZ[1]:
-        raise Refused(400, "invalid_audio", f"file is at {about.samplerate} Hz: 8 to 192 kHz can be read", "file")
-    if about.frames > MAX_DURATION_S * about.samplerate:
-        raise Refused(400, "audio_too_long", f"a recording has at most {MAX_DURATION_S:.0f} s: cut it at a pause", "file")
-    if about.frames == 0:
-        raise Refused(400, "invalid_audio", "file holds no samples", "file")
-    if _ends_early(path):
-        raise Refused(400, "invalid_audio", "file is shorter than its header says: it was truncated", "file")
-    try:
-        return read_recording(path)
-    except RecipeError as error:
-        why = str(error.__cause__) if type(error.__cause__) is ValueError else "it is broken or truncated"
-        raise Refused(400, "invalid_audio", f"file cannot be read: {why}", "file") from error
-
-
-def _ends_early(path: Path) -> bool:
-    """Whether a WAV is shorter than it says, which soundfile reads without a word; one that was written to a pipe does not say."""
-    with open(path, "rb") as file:
-        head = file.read(8)
-    length = int.from_bytes(head[4:], "little") + 8
-    return head[:4] == b"RIFF" and path.stat().st_size < length < 0x7FFFF000

@@ -1,10 +1,12 @@
 """What a client may set, and what is wrong with it: fields of a stream, ours and where OpenAI's session messages have them, and of an upload."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nim4.config import VadConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.decode.encoder import ENCODER_FRAME_MS
 from nim4.decode.hotword_hints import MAX_HINTS
@@ -21,11 +23,37 @@ FIXED: dict[str, Any] = {  # what OpenAI's clients may say, when they say what i
     "input_audio_format": "pcm16",
     "audio.input.format.type": "audio/pcm",
     "audio.input.format.rate": SAMPLING_RATE_HZ,
-    "turn_detection": None,
-    "audio.input.turn_detection": None,
     "input_audio_noise_reduction": None,
     "audio.input.noise_reduction": None,
 }
+TURN_DETECTIONS = ("turn_detection", "audio.input.turn_detection")
+TURN_FIXED: dict[str, Any] = {"type": "server_vad", "create_response": False, "interrupt_response": False, "idle_timeout_ms": None}
+
+
+@dataclass(frozen=True)
+class TurnDetection:
+    """How the server finds where somebody speaks, as OpenAI names it; the rest of VadConfig is the server's.
+
+    Attributes:
+        threshold: probability of speech, 0 to 1.
+        prefix_padding_ms: of audio that is kept before speech.
+        silence_duration_ms: of silence that ends an utterance.
+    """
+
+    type: str
+    threshold: float
+    prefix_padding_ms: int
+    silence_duration_ms: int
+
+    @classmethod
+    def of(cls, vad: VadConfig) -> "TurnDetection":
+        """That of a configuration."""
+        return cls("server_vad", vad.threshold, round(1000 * vad.padding_s), round(1000 * vad.min_silence_s))
+
+    def vad(self, rest: VadConfig) -> VadConfig:
+        """The configuration, with the rest from another."""
+        padding_s, min_silence_s = self.prefix_padding_ms / 1000, self.silence_duration_ms / 1000
+        return replace(rest, threshold=self.threshold, padding_s=padding_s, min_silence_s=min_silence_s)
 
 
 @dataclass(frozen=True)
@@ -33,12 +61,14 @@ class StreamSettings:
     """Of one stream; a change holds from the next utterance on.
 
     Attributes:
+        turn_detection: how utterances are found; None: the client ends them.
         language: that the client says they speak; changes nothing, the model hears which it is.
         hotwords: hints by hand.
         index: name of the index in which hints are looked up.
         chunk_ms: audio between two partial texts.
     """
 
+    turn_detection: TurnDetection | None
     language: str | None = None
     hotwords: tuple[str, ...] = ()
     index: str | None = None
@@ -63,6 +93,8 @@ def changed(settings: StreamSettings, session: Any, service: Service) -> StreamS
         if name in FIXED:
             if value != FIXED[name]:
                 raise Refused(400, "unsupported_value", f"{name} must be {FIXED[name] or 'null'}", name)
+        elif name in TURN_DETECTIONS:
+            new["turn_detection"] = checked_turn_detection(value, name, service.vad)
         elif inner == "language":
             new["language"] = checked_language(value)
         elif inner == "model":
@@ -81,6 +113,28 @@ def changed(settings: StreamSettings, session: Any, service: Service) -> StreamS
         else:
             raise Refused(400, "unknown_parameter", "session has a field that this server does not know, see docs/serving.md", name[:100])
     return replace(settings, **new)
+
+
+def checked_turn_detection(value: Any, param: str, server: VadConfig) -> TurnDetection | None:
+    """How utterances are found: null, or OpenAI's object; what it does not name is as the server has it. Raises Refused."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise Refused(400, "invalid_value", f"{param} must be an object or null", param)
+    bounds = {"threshold": (0, 1), "prefix_padding_ms": (0, 250 * server.max_segment_s), "silence_duration_ms": (32, 10_000)}  # of vad.check
+    given: dict[str, Any] = {}
+    for name, number in value.items():
+        where = f"{param}.{name}"[:100]
+        if name in TURN_FIXED:
+            if number != TURN_FIXED[name]:
+                raise Refused(400, "unsupported_value", f"{where} must be {json.dumps(TURN_FIXED[name])}", where)
+        elif name not in bounds:
+            raise Refused(400, "unknown_parameter", "turn detection has a field that this server does not know, see docs/serving.md", where)
+        elif isinstance(number, bool) or not isinstance(number, int | float) or not bounds[name][0] <= number <= bounds[name][1]:
+            raise Refused(400, "invalid_value", f"{where} must be a number from {bounds[name][0]:g} to {bounds[name][1]:g}", where)
+        else:
+            given[name] = number
+    return replace(TurnDetection.of(server), **given)
 
 
 def hints_of(prompt: Any) -> tuple[str, ...]:

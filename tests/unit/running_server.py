@@ -13,6 +13,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from nim4.corpus.units import PhonemeInventory
 from nim4.serve.app import Server, make_app, open_port
 from nim4.serve.limits import Gate, Limits
 from nim4.serve.service import Service
@@ -34,8 +35,8 @@ def as_float(samples):
 class RunningServer:
     """Serves until left. `service` may be looked into."""
 
-    def __init__(self, model, indexes=None, keys=(), origins=(), **limits):
-        self.service = Service(model, indexes or {}, Limits(**limits))
+    def __init__(self, model, indexes=None, keys=(), origins=(), vad=None, **limits):
+        self.service = Service(model, PhonemeInventory.default(), indexes or {}, Limits(**limits), vad)
         gate = Gate(keys, origins, self.service.limits.requests_per_minute)
         self._listening = open_port("127.0.0.1", 0)
         self.port = self._listening.getsockname()[1]
@@ -64,10 +65,11 @@ class RunningServer:
         return self._answer(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers))
 
     def post(self, audio=None, headers=None, **fields):
-        """(status, JSON or text) of a transcription; model and file are filled in."""
+        """(status, JSON or text) of a transcription; model and file are filled in. A list is a field several times."""
         fields = {"model": "nim4-asr"} | fields
+        pairs = [(key, one) for key, value in fields.items() for one in (value if isinstance(value, list) else [value])]
         boundary = uuid.uuid4().hex
-        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode() for key, value in fields.items()]
+        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode() for key, value in pairs]
         if audio is not None:
             parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'.encode() + audio + b"\r\n")
         body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
@@ -83,10 +85,13 @@ class RunningServer:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    def stream(self, **options):
-        """A client's end of a stream; `session.created` has been read."""
+    def stream(self, by_hand=True, **options):
+        """A client's end of a stream that ends utterances by hand, or as the server does; the answers so far have been read."""
         client = StreamClient(connect(f"ws://127.0.0.1:{self.port}/v1/realtime", open_timeout=10, close_timeout=1, **options))
         assert client.event()["type"] == "session.created"
+        if by_hand:
+            client.send("session.update", session={"turn_detection": None})
+            assert client.event()["session"]["turn_detection"] is None
         return client
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from running_server import RunningServer, as_float, pcm
+from running_server import RunningServer, as_float
+from spoken_clips import read_clips
 
 from nim4 import __main__ as nim4_main
 from nim4 import stage
+from nim4.decode.listening import Listener
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve.app import open_port
@@ -52,6 +54,8 @@ def test_mistakes(serve, talkative, trained, tmp_path):
         (["--model", talkative, "--api-keys", tmp_path / "none"], "expected a file of API keys"),
         (["--model", talkative, "--hotword-index", tmp_path], "expected"),
         (["--model", talkative, "--hotword-index", "a/x", "--hotword-index", "b/x"], "expected folders of different names, found x, x"),
+        (["--model", talkative, "--set", "padding_s=9"], "vad.padding_s: expected 0 to 5, a quarter of max_segment_s, found 9.0"),
+        (["--model", talkative, "--max-upload-s", 0], "--max-upload-s: expected at least 1, found 0"),
         (["--model", talkative, "--max-sessions", 0], "--max-sessions: expected at least 1, found 0"),
     ):
         code, errors = serve("--port", 0, *options)
@@ -68,11 +72,12 @@ def test_the_clients_of_the_documentation(talkative, tmp_path, language, name, c
         pytest.skip(f"{command[0]} is not installed")
     (code,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     (tmp_path / name).write_text(code, encoding="utf-8")
-    soundfile.write(tmp_path / "a.wav", pcm(0.8), 16_000)
+    samples = (read_clips(1)[0] * 32767).astype("<i2")
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
     model, _ = load_speech_llm(talkative, torch.device("cpu"))
-    session = Recogniser(model).session(["总工"])
-    session.append(as_float(pcm(0.8)))
+    listener = Listener(Recogniser(model), given=["总工"])
+    final = [*listener.push(as_float(samples)), *listener.finish()][-1].hypothesis
     with RunningServer(model, keys=["secret"]) as server:
         url = f"ws://127.0.0.1:{server.port}/v1/realtime"
         done = subprocess.run([*command, tmp_path / name, tmp_path / "a.wav", url, "secret"], capture_output=True, timeout=20, check=True)
-    assert f"final {session.finalize().text}" in done.stdout.decode()
+    assert f"final {final.text}" in done.stdout.decode()

@@ -15,6 +15,7 @@ import torch
 from running_server import RunningServer, as_float, pcm, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from nim4.config import VadConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.streaming import Recogniser
@@ -179,7 +180,13 @@ def test_bad_messages_are_told_and_the_stream_goes_on(server, model):
             ({"index": "none"}, "index_not_found"),
             ({"language": ["zh"]}, "unsupported_language"),
             ({"chunk_ms": 100}, "invalid_value"),
-            ({"turn_detection": {"type": "server_vad"}}, "unsupported_value"),
+            ({"turn_detection": {"type": "semantic_vad"}}, "unsupported_value"),
+            ({"turn_detection": {"create_response": True}}, "unsupported_value"),
+            ({"turn_detection": {"threshold": float("nan")}}, "invalid_value"),
+            ({"turn_detection": {"threshold": True}}, "invalid_value"),
+            ({"turn_detection": {"silence_duration_ms": 31}}, "invalid_value"),
+            ({"turn_detection": {"padding_ms": 300}}, "unknown_parameter"),
+            ({"turn_detection": "server_vad"}, "invalid_value"),
             ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}}, "unsupported_value"),
             ({"input_audio_transcription": {"model": "whisper-1"}}, "model_not_found"),
         ):
@@ -312,7 +319,7 @@ def frame(data, opcode):
 
 
 def test_a_client_that_stops_reading_is_found_by_pings(model, sessions):
-    with RunningServer(model, ping_s=0.2) as server, raw_stream(server) as raw:
+    with RunningServer(model, ping_s=0.2, vad=VadConfig(threshold=0.0)) as server, raw_stream(server) as raw:
         raw.sendall(frame(pcm(0.7).tobytes(), 2))
         wait_for(lambda: sessions)
         wait_for(lambda: not server.service.streams and not sessions[0]._open)

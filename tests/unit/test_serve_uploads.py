@@ -2,7 +2,10 @@
 
 import http.client
 import io
+import json
 import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,14 @@ import pytest
 import soundfile
 from running_server import RunningServer, as_float, pcm, wait_for
 
-from nim4.config import RecipeError
-from nim4.decode.offline import transcripts
+from nim4.config import RecipeError, VadConfig
+from nim4.corpus.units import PhonemeInventory
+from nim4.decode.recordings import Transcriber, as_srt, as_vtt, full_text
 from nim4.serve.limits import Gate, Limits, Refused, read_keys
 from nim4.serve.metrics import Metrics
+from nim4.serve.settings import TurnDetection
+
+EVERYTHING = VadConfig(threshold=0.0, max_segment_s=2, cut_search_s=1)  # is speech, and cut by length
 
 
 def file_of(samples, rate_hz=16_000, **options):
@@ -28,15 +35,107 @@ def code_of(answer):
     return status, body["error"]["code"]
 
 
-def test_the_text_is_that_of_the_library(server, model):
-    samples = pcm()
-    text = transcripts(model, [as_float(samples)], hints=[["北京", "上海"]])[0]
+@pytest.fixture(scope="module")
+def server(model):
+    """One that takes everything for speech, and cuts it by length."""
+    with RunningServer(model, vad=EVERYTHING) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def recording(model):
+    """Three seconds, and its segments as the library finds them."""
+    samples = pcm(3.0)
+    transcriber = Transcriber(model, PhonemeInventory.default(), vad=EVERYTHING, given=["北京", "上海"])
+    return samples, transcriber.transcribe(as_float(samples))
+
+
+def test_the_text_is_that_of_the_library(server, recording):
+    samples, found = recording
+    text = full_text(found)
+    assert len(found) == 2
     assert text
     assert server.post(file_of(samples), prompt="北京, 上海") == (200, {"text": text})
     assert server.post(file_of(samples), prompt="北京，上海", response_format="text", language="zh", temperature="0") == (200, text + "\n")
+    assert server.post(file_of(samples), prompt="北京，上海", response_format="srt") == (200, as_srt(found))
+    assert server.post(file_of(samples), prompt="北京，上海", response_format="vtt") == (200, as_vtt(found))
     status, body = server.post(file_of(samples, format="FLAC"), prompt="北京、上海", response_format="verbose_json", language="zh")
-    assert (status, body["text"], body["language"], body["duration"]) == (200, text, "zh", 1.5)
-    assert body["segments"] == [{"id": 0, "start": 0.0, "end": 1.5, "text": text}]
+    assert (status, body.pop("text"), body.pop("language"), body.pop("duration"), body.pop("task")) == (200, text, "zh", 3.0, "transcribe")
+    places = [{"id": number, "start": at.start_s, "end": at.end_s, "text": at.text} for number, at in enumerate(found)]
+    assert body == {"segments": places}
+
+
+def test_words_are_timed_where_that_is_wanted(server, model, recording, monkeypatch):
+    samples, _ = recording
+    texts = iter(["你好", "3点"] * 2)
+    monkeypatch.setattr(model, "write", lambda speech, lens, hints: [next(texts)])
+    for wanted, names in ((["word"], {"words", "untimed"}), (["word", "segment"], {"words", "untimed", "segments"})):
+        status, body = server.post(file_of(samples), **{"response_format": "verbose_json", "timestamp_granularities[]": wanted})
+        assert (status, set(body) - {"task", "language", "duration", "text"}) == (200, names)
+        assert [word["word"] for word in body["words"]] == ["你", "好"]
+        assert 0 <= body["words"][0]["start"] < body["words"][0]["end"] <= body["words"][1]["start"] < body["words"][1]["end"] <= 2
+        (untimed,) = body["untimed"]
+        assert (untimed["text"], untimed["reason"]) == ("3点", "a word is not written as it is read")
+
+
+def test_where_nobody_speaks_there_is_no_text(model):
+    silence = file_of(np.zeros(32_000))
+    with RunningServer(model) as server:
+        assert server.post(silence) == (200, {"text": ""})
+        assert server.post(silence, response_format="srt") == (200, "")
+        assert server.post(silence, response_format="vtt") == (200, "WEBVTT\n")
+        assert server.post(silence, response_format="verbose_json")[1]["segments"] == []
+
+
+def test_a_long_recording_does_not_hold_up_another(server, monkeypatch):
+    decoded, decode = [], Transcriber.decode
+
+    def slowly(self, samples, places):
+        decoded.append(len(samples))
+        time.sleep(0.02)
+        return decode(self, samples, places)
+
+    monkeypatch.setattr(Transcriber, "decode", slowly)
+    long = threading.Thread(target=server.post, args=(file_of(pcm(40.0)),))
+    long.start()
+    wait_for(lambda: decoded)
+    assert server.post(file_of(pcm(0.5)))[0] == 200
+    assert long.is_alive()
+    long.join(30)
+    assert len(decoded) > 21
+    assert decoded.index(8_000) < 10
+
+
+def test_nobody_works_for_a_client_that_has_gone(server, monkeypatch):
+    decoded, decode = [], Transcriber.decode
+
+    def counted(self, samples, places):
+        decoded.append(places)
+        time.sleep(0.05)
+        return decode(self, samples, places)
+
+    monkeypatch.setattr(Transcriber, "decode", counted)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    parts = [b'name="model"\r\n\r\nnim4-asr', b'name="file"; filename="a"\r\n\r\n' + file_of(pcm(40.0))]
+    body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    connection.request("POST", "/v1/audio/transcriptions", body, {"Content-Type": "multipart/form-data; boundary=x"})
+    wait_for(lambda: decoded)
+    connection.close()
+    wait_for(lambda: server.service.metrics.gauges["uploads"] == 0)
+    assert len(decoded) < 15
+
+
+def test_sigterm_ends_a_recording_that_takes_too_long(model, monkeypatch):
+    decode = Transcriber.decode
+    monkeypatch.setattr(Transcriber, "decode", lambda *args: time.sleep(0.1) or decode(*args))
+    with RunningServer(model, vad=EVERYTHING, drain_s=0.2) as server:
+        answers = []
+        upload = threading.Thread(target=lambda: answers.append(server.post(file_of(pcm(40.0)))))
+        upload.start()
+        wait_for(lambda: server.service.metrics.gauges["model_jobs"] == 1)
+        server.terminate()
+        upload.join(10)
+    assert [code_of(answer) for answer in answers] == [(503, "draining")]
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "FLOAT"])
@@ -46,7 +145,7 @@ def test_containers_that_are_read(server, subtype, rate_hz, channels):
     assert server.post(file_of(samples, rate_hz, subtype=subtype))[0] == 200
 
 
-def test_bad_files(server):
+def test_bad_files(server, monkeypatch):
     whole = file_of(pcm(), format="FLAC")
     for data in (
         b"this is no audio",
@@ -59,8 +158,10 @@ def test_bad_files(server):
         file_of(np.zeros(500), 400_000),
     ):
         assert code_of(server.post(data)) == (400, "invalid_audio")
-    assert code_of(server.post(file_of(np.zeros(61 * 8000), 8000))) == (400, "audio_too_long")
-    assert code_of(server.post(file_of(np.zeros(1800 * 8000, np.int16), 8000, format="FLAC"))) == (400, "audio_too_long")
+    assert code_of(server.post(file_of(np.zeros(3 * 3600 * 8000, np.int16), 8000, format="FLAC"))) == (400, "audio_too_long")
+    monkeypatch.setattr("nim4.serve.uploads.MAX_UNPACKED_BYTES", 8000 * 8)
+    assert code_of(server.post(file_of(np.zeros(16_001)))) == (400, "audio_too_long")
+    assert code_of(server.post(file_of(np.zeros((8_001, 2))))) == (400, "audio_too_long")
 
 
 def test_a_wav_from_a_pipe_does_not_know_its_length(server):
@@ -73,7 +174,9 @@ def test_bad_fields(server):
     good = file_of(pcm(0.2))
     for fields, answer in (
         ({"model": "whisper-1"}, (404, "model_not_found")),
-        ({"response_format": "srt"}, (400, "unsupported_value")),
+        ({"response_format": "ass"}, (400, "unsupported_value")),
+        ({"timestamp_granularities[]": "word"}, (400, "invalid_value")),
+        ({"response_format": "verbose_json", "timestamp_granularities[]": "phone"}, (400, "unsupported_value")),
         ({"temperature": "0.7"}, (400, "unsupported_value")),
         ({"language": "fr"}, (400, "unsupported_language")),
         ({"index": "none"}, (400, "index_not_found")),
@@ -122,7 +225,7 @@ def test_a_client_that_vanishes_during_its_upload(server):
 
 
 def test_too_many_uploads(model):
-    with RunningServer(model, max_sessions=1) as server:
+    with RunningServer(model, max_uploads=1, vad=EVERYTHING) as server:
         release = threading.Event()
         server.service._thread.submit(release.wait, 10)
         upload = threading.Thread(target=server.post, args=(file_of(pcm(0.2)),))
@@ -208,7 +311,7 @@ def test_model_work_holds_up_no_other_answer(server):
 
 def test_a_failure_is_told_and_the_server_stays(server, monkeypatch):
     good = file_of(pcm(0.2))
-    monkeypatch.setattr(server.service, "_transcribe", lambda *_: 1 / 0)
+    monkeypatch.setattr(Transcriber, "decode", lambda *_: 1 / 0)
     assert code_of(server.post(good)) == (500, "server_error")
     monkeypatch.undo()
     assert server.post(good)[0] == 200
@@ -238,7 +341,8 @@ def test_the_documentation_names_the_limits():
         f"nothing came for {limits.idle_s:.0f} s",
         f"took nothing for {limits.stalled_s:.0f} s",
         f"more than {limits.max_waiting} messages",
-        f"gives streams {limits.drain_s:.0f} s",
+        f"gives what is going on {limits.drain_s:.0f} s",
+        json.dumps(asdict(TurnDetection.of(VadConfig()))),
         f"takes more than {limits.upload_s:.0f} s to arrive",
     ):
         assert words in text

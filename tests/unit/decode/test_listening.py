@@ -113,12 +113,12 @@ def test_ten_minutes_take_no_more_memory_than_one(tmp_path, loud, monkeypatch):
         piece = join([clips[order.integers(len(clips))]], float(order.choice([0.2, 2.0])))
         heard += len(piece)
         finals += sum(update.kind == "final" for update in listener.push(piece))
-        if not listener._activity.speaking:
+        if not listener._cutter.speaking:
             assert listener._session is None
-            assert len(listener._kept) <= 16_000 + WINDOW_SAMPLES
+            assert len(listener._cutter.kept) <= 16_000 + WINDOW_SAMPLES
             if finals >= 20 * (len(sizes) + 1):
                 sizes.append(tensor_bytes())
-        assert len(listener._kept) <= 3 * 16_000
+        assert len(listener._cutter.kept) <= 3 * 16_000
     listener.finish()
     assert finals > 80
     assert len(sizes) > 3
