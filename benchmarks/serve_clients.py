@@ -34,6 +34,7 @@ SILENCE = bytes(FRAME_BYTES)
 KEY = "load"
 START_S = 180.0  # for the server to read its model and warm up
 PROC = Path("/proc")
+REFUSED = "ASGI callable returned without completing handshake"  # what uvicorn calls an error when a stream is refused, as it should be
 
 
 class ServerProcess:
@@ -70,7 +71,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self.exit_code = self._process.wait()
-        self.errors = [line for line in self.log().splitlines() if " ERROR " in line or line.startswith("Traceback")]
+        self.errors = [line for line in self.log().splitlines() if (" ERROR " in line or line.startswith("Traceback")) and REFUSED not in line]
         self._log.close()
 
     def log(self) -> str:

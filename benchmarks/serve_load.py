@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import socket as sockets
 import statistics
@@ -400,7 +401,8 @@ def main() -> None:
 
 def about(args: argparse.Namespace) -> str:
     """The server, in words."""
-    return f"{args.model}, {args.threads} threads" if args.threads > 1 else f"{args.model}, 1 thread"
+    threads = "1 thread" if args.threads == 1 else f"{args.threads} threads"
+    return f"{os.path.relpath(args.model, ROOT)}, {threads} for the model"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ EMBEDDING_SCALE = 64.0  # at which random weights of all sizes here repeat an id
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="model folder of stages 4 to 9; none = random weights and noise")
-    parser.add_argument("--manifest", type=Path, default=ROOT / "data/mini/manifests/test_sent.jsonl.gz", help="recordings for --model")
+    parser.add_argument("--manifest", type=Path, default=ROOT / "data/mini/manifests/test_grammar.jsonl.gz", help="recordings for --model")
     parser.add_argument("--size", choices=("full", "ci"), default="full", help="of random weights: the paper's; ci: tiny, to see that it runs")
     parser.add_argument("--tokens-per-s", type=float, default=4.5, help="ids per second of audio in the texts of random weights")
     parser.add_argument("--draft-holds", type=float, default=0.8, help="share of a draft that holds, with random weights")

@@ -1,5 +1,7 @@
 """The benchmarks run on tiny inputs and leave records whose tables can be printed; how fast they are is nothing to test."""
 
+import argparse
+import asyncio
 import importlib.util
 import json
 import sys
@@ -7,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
+from spoken_clips import read_clips
 
 from nim4.config import GrpoConfig, GrpoTrainConfig, RecipeError
+from nim4.corpus.manifest import cuts_from_table, save_cuts
+from nim4.corpus.table import Row
 from nim4.decode.streaming import Recogniser
 from nim4.model.conformer import Context
 from nim4.report.benchmarks import as_markdown, newest
@@ -360,3 +366,125 @@ def test_tokens_are_counted_where_the_language_model_is_entered(load_module, mod
     assert (meter.tokens, meter.passes) == (counts.read_tokens + len(model.prompt.prefix), counts.passes + 1)
     followed = ways.follow(ways.OURS, model, pieces, rest, meter)
     assert (followed.tokens, followed.passes) == (meter.tokens / 2, meter.passes / 2)
+
+
+@pytest.fixture
+def load(load_module, monkeypatch):
+    """The module of the load test, which waits for nobody here, and its clients' module."""
+    clients = load_module("serve_clients")
+    monkeypatch.setitem(sys.modules, "serve_clients", clients)
+    module = load_module("serve_load")
+    for name, value in {"STAGGER_S": 0.2, "CHUNK_S": 60.0, "UPLOAD_EVERY_S": 1.0, "MEMORY_GROWTH": 9.0}.items():
+        monkeypatch.setattr(module, name, value)
+    return module, clients
+
+
+@pytest.fixture(scope="module")
+def real_speech(tmp_path_factory):
+    """A manifest of real speech, which the server's VAD finds."""
+    folder = tmp_path_factory.mktemp("speech")
+    rows = []
+    for number, samples in enumerate(read_clips(4)):
+        soundfile.write(folder / f"{number}.wav", samples, 16_000)
+        rows.append(Row(str(number), folder / f"{number}.wav", "text", "s", "en"))
+    save_cuts(cuts_from_table(rows)[0], folder / "clips.jsonl.gz")
+    return folder / "clips.jsonl.gz"
+
+
+@pytest.fixture
+def load_test(load, monkeypatch, tmp_path, talkative, real_speech):
+    """Runs the load test with a real server; returns its record."""
+    path = tmp_path / "record.jsonl"
+
+    def run(*options):
+        arguments = ["--model", talkative, "--manifest", real_speech, *options, "--record", path]
+        monkeypatch.setattr(sys, "argv", ["benchmarks/serve_load.py", *map(str, arguments)])
+        load[0].main()
+        (record,) = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
+        return record
+
+    return run
+
+
+def test_load_of_a_server(load_test):
+    (row,) = load_test("--clients", 2, "--max-clients", 2, "--seconds", 3, "--vad-share", 0.5)["rows"]
+    assert (row["clients"], row["lag_holds"], row["lost"]) == (2, "yes", 0)
+    assert 0 < row["lag_p50_ms"] <= row["lag_p95_ms"]
+    assert row["first_p50_ms"] > 640, "a chunk must be spoken before it has a text"
+    assert row["final_p50_ms"] > 0 < row["server_cpu_percent"]
+    assert row["utterances"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("held", "tried"), [(37, [4, 8, 16, 32, 36, 38, 40, 48, 64]), (2, [2, 3, 4]), (0, [1, 2, 4]), (1000, [4, 8, 16, 32, 64, 100])]
+)
+def test_the_largest_number_of_clients_is_found_by_halving(load, monkeypatch, held, tried):
+    async def phase(server, clips, count, args):
+        return {"clients": count, "lag_holds": "yes" if count <= held else "no"}
+
+    monkeypatch.setattr(load[0], "phase", phase)
+    rows = asyncio.run(load[0].more_and_more(None, [], argparse.Namespace(clients=4, max_clients=100)))
+    assert [row["clients"] for row in rows] == tried
+
+
+def test_mixed_load_of_a_server(load_test, load, monkeypatch):
+    monkeypatch.setattr(load[0], "KINDS", dict.fromkeys(load[0].KINDS, 1) | {"deaf": 0, "long": 0})
+    values = {row["measure"]: row["value"] for row in load_test("--mixed", "--minutes", 0.2, "--clients", 6)["rows"]}
+    assert (values["lost"], values["orphans"], values["broken promises"]) == (0, 0, 0)
+    assert values["utterances"] > 5
+    assert min(values["uploads"], values["streams short"], values["streams wrong key"]) > 0
+
+
+def test_load_options(load_test):
+    with pytest.raises(RecipeError, match="a share below 1"):
+        load_test("--vad-share", 1.0)
+
+
+class Unread:
+    """Stands for the socket of a client, to which nothing is really sent."""
+
+    async def send(self, message):
+        pass
+
+
+def seen_by(clients, kinds, vad=False):
+    """A client's stream after it spoke for a second, said that this was all, and got these events."""
+
+    async def spoken():
+        stream = clients.Stream(1, vad)
+        stream.socket, stream._due_s = Unread(), 0.0
+        await stream.speak([clients.SILENCE] * 10)
+        if not vad:
+            await stream.commit()
+        return stream
+
+    stream = asyncio.run(spoken())
+    for kind in kinds:
+        stream._take({"type": kind, "item_id": "a", "audio_s": 0.7, "audio_start_ms": 100, "audio_end_ms": 700})
+    return stream
+
+
+@pytest.mark.parametrize(("finals", "lost"), [(0, 1), (1, 0), (2, 1)])
+def test_a_final_text_is_lost_when_it_does_not_come_exactly_once(load, finals, lost):
+    started = ["input_audio_buffer.speech_started"]
+    for vad in (False, True):
+        stream = seen_by(load[1], [*(started if vad else []), "partial", "input_audio_buffer.committed", *["final"] * finals], vad)
+        assert stream.num_lost == lost
+
+
+def test_lag_is_counted_from_the_last_sample_that_a_text_has_heard(load):
+    stream = seen_by(load[1], ["partial", "final"])
+    (utterance,) = stream.utterances
+    ((at_s, lag_s),) = utterance.partials
+    assert at_s - lag_s == stream._sent_s[6]  # 0.7 s are 7 frames
+    (with_vad,) = seen_by(load[1], ["input_audio_buffer.speech_started", "partial"], vad=True).utterances
+    assert with_vad.start == 1
+
+
+def test_a_load_that_breaks_a_promise_is_told(load):
+    module, _ = load
+    mixed = module.Mixed(None, [], argparse.Namespace(clients=1, minutes=1))
+    mixed.memory = [(float(at_s), 100.0 if at_s < 50 else 2000.0) for at_s in range(60)]
+    mixed.seen.lost, mixed.seen.lag = 2, [61.0]
+    module.mixed_rows(mixed, {"sessions": 1, "uploads": 0, "model_jobs": 0}, {})
+    assert sorted(mixed.broken) == ["1 orphans", "2 lost final texts", "a lag of 61.00 s", "memory grown to 2000.0 %"]
