@@ -7,26 +7,25 @@ hold (--draft-holds). All work is done as with other weights; only what comes ou
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from common import SEED
 from full_size import make_model
-from torch import nn
 
 from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, read_samples
 from nim4.corpus.manifest import load_cuts
 from nim4.decode import streaming
-from nim4.decode.streaming import Written
 from nim4.model.asr import SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import count_parameters
-from nim4.model.llm import write_greedily
+from nim4.model.llm import writing
 from nim4.stage import ROOT
 from nim4.train.distributed import pick_device
 
@@ -73,14 +72,14 @@ class Measured:
         if not self.is_random:
             yield
             return
-        with patch.object(streaming, "max_answer_tokens", self._text_tokens), patch.object(streaming, "write_greedily", self._write):
+        with patch.object(streaming, "max_answer_tokens", self._text_tokens), patch.object(streaming, "writing", self._writing):
             yield
 
     def _text_tokens(self, speech_tokens: int) -> int:
         return max(round(self.args.tokens_per_s * SPEECH_TOKEN_S * speech_tokens), 1)
 
-    def _write(self, model: nn.Module, cache: object, ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Written:
-        return write_greedily(model, cache, ids, self.spoiled(draft[:limit]), limit, end)
+    def _writing(self, drop: Callable[[int], None], ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Any:
+        return writing(drop, ids, self.spoiled(draft[:limit]), limit, end)
 
     def spoiled(self, draft: Sequence[int]) -> list[int]:
         """A draft that holds as far as it is to."""
