@@ -1,6 +1,6 @@
 """The streaming encoder as decoders use it: samples in, encoder frames and phonemes of whole chunks out, nothing computed twice."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nim4.config import DecodeConfig
 from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, StreamingFbank, checked_samples
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
+from nim4.decode.together import Work, alone
+from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
 
 ENCODER_FRAME_MS = 40
@@ -29,6 +30,40 @@ class Chunk:
     log_probs: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Encode:
+    """A chunk that is to be encoded.
+
+    Attributes:
+        features: (T, 80) float32, on the CPU; T is 4 S + 3, or less at the end of a stream.
+        num_frames: S.
+        state: of its stream.
+    """
+
+    model: PhonemeModel
+    features: Tensor
+    num_frames: int
+    state: ConformerState
+
+    @property
+    def kind(self) -> Hashable:
+        """What can be done together."""
+        return Encode, self.model, self.num_frames, self.state.keys.shape
+
+    @staticmethod
+    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, ConformerState]]:
+        """What comes of each, and the state behind it."""
+        model, wanted = chunks[0].model, SUBSAMPLING * chunks[0].num_frames + LOOKAHEAD_FRAMES
+        x = torch.stack([torch.nn.functional.pad(chunk.features, (0, 0, 0, wanted - len(chunk.features))) for chunk in chunks])
+        x = model.normalise(x.to(model.mean.device))
+        lens = [len(chunk.features) for chunk in chunks]
+        if min(lens) < wanted:  # zeros stand for the mean, as behind a whole utterance
+            x = x.masked_fill(~valid_mask(torch.tensor(lens, device=x.device), wanted)[..., None], 0.0)
+        frames, state = model.encoder.forward_chunk(x, ConformerState.join([chunk.state for chunk in chunks]))
+        made = zip(frames.split(1), model.head(frames).cpu(), state.split(), strict=True)
+        return [(Chunk(own, log_probs), state) for own, log_probs, state in made]
+
+
 class StreamingEncoder:
     """Encoder frames and greedy phonemes of one stream, as its samples come.
 
@@ -38,7 +73,7 @@ class StreamingEncoder:
 
     An encoder chunk of C frames needs 4 C + 3 feature frames, so it can be encoded 30 ms of audio (and half a window) after its end;
     `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is done, and the result is the
-    same to the last digit, however they come.
+    same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for nim4/decode/together.py.
     """
 
     def __init__(self, model: PhonemeModel, context: Context):
@@ -66,39 +101,40 @@ class StreamingEncoder:
             ValueError: if the samples are of another shape, type or scale; then nothing of them is kept.
             RuntimeError: after `finish`.
         """
-        if self._finished:
-            raise RuntimeError("accept() came after finish(): a new stream needs a new encoder")
-        self._samples = torch.cat([self._samples, checked_samples(samples, SAMPLING_RATE_HZ)])
-        chunks, start = [], 0
-        while len(self._samples) - start >= self._wanted:
-            self._features = torch.cat([self._features, self._fbank.accept(self._samples[start : start + self._wanted])])
-            chunks.append(self._encode(self._chunk_frames))
-            start += self._wanted
-            self._wanted = SUBSAMPLING * self._chunk_frames * SHIFT_SAMPLES
-        self._samples = self._samples[start:].clone()
-        return chunks
+        return alone(self.accepting(samples))
 
     def finish(self) -> list[Chunk]:
         """The chunks of what is left at the end of the stream."""
+        return alone(self.finishing())
+
+    def accepting(self, samples: np.ndarray) -> Work[list[Chunk]]:
+        if self._finished:
+            raise RuntimeError("accept() came after finish(): a new stream needs a new encoder")
+        self._samples = torch.cat([self._samples, checked_samples(samples, SAMPLING_RATE_HZ)])
+        chunks = []
+        while len(self._samples) >= self._wanted:
+            samples, self._samples = self._samples[: self._wanted], self._samples[self._wanted :].clone()
+            self._features = torch.cat([self._features, self._fbank.accept(samples)])
+            self._wanted = SUBSAMPLING * self._chunk_frames * SHIFT_SAMPLES
+            chunks.append((yield from self._encode(self._chunk_frames)))
+        return chunks
+
+    def finishing(self) -> Work[list[Chunk]]:
         self._finished = True
         self._features = torch.cat([self._features, self._fbank.accept(self._samples), self._fbank.finish()])
         chunks = []
         while len(self._features):
-            chunks.append(self._encode(min(self._chunk_frames, -(-len(self._features) // SUBSAMPLING))))
+            chunks.append((yield from self._encode(min(self._chunk_frames, -(-len(self._features) // SUBSAMPLING)))))
         return chunks
 
-    @torch.inference_mode()
-    def _encode(self, num_frames: int) -> Chunk:
-        wanted = SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES
-        x = self._model.normalise(self._features[:wanted].to(self._model.mean.device))
-        x = torch.nn.functional.pad(x, (0, 0, 0, wanted - len(x)))  # zeros stand for the mean, as behind a whole utterance
-        frames, self._state = self._model.encoder.forward_chunk(x[None], self._state)
+    def _encode(self, num_frames: int) -> Work[Chunk]:
+        features = self._features[: SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES]
+        chunk, self._state = yield Encode(self._model, features, num_frames, self._state)
         self._features = self._features[SUBSAMPLING * num_frames :]
-        log_probs = self._model.head(frames)[0].cpu()
-        labels = log_probs.argmax(-1).tolist()
+        labels = chunk.log_probs.argmax(-1).tolist()
         self.phones += collapse(labels, self._last)
         self._last = labels[-1]
-        return Chunk(frames, log_probs)
+        return chunk
 
 
 def context_of(config: DecodeConfig) -> Context:

@@ -1,7 +1,12 @@
 """From hits to hints: which names stand in the prompt, and in which order."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from nim4.decode.hotword_lattice import LatticeLimits, LatticeStream
 from nim4.decode.hotword_search import Hit
 
 MAX_HINTS = 10  # ours: enough for a sentence; a prompt with more is longer than most answers
@@ -34,3 +39,34 @@ class Hints:
         room = max(self._limit - len(self._given), 0)
         ranked = sorted((text for text in best if text not in self._given), key=lambda text: (best[text], -self._order[text]), reverse=True)
         return [*self._given[: self._limit], *sorted(ranked[:room], key=lambda text: self._order[text])]
+
+
+class StreamHints:
+    """The hints of one stream, as its chunks come.
+
+    Args:
+        index: where they are looked up (HotwordIndex or a view of one); None = nowhere.
+        limits: of the lattice search; None = exact search.
+        given, limit: as of Hints.
+        vocab_size: V, of the phoneme head.
+    """
+
+    def __init__(self, index: Any, limits: LatticeLimits | None, given: Sequence[str], limit: int, vocab_size: int):
+        self._stream = None if index is None else index.stream() if limits is None else index.stream_lattice(limits)
+        self._hints = Hints(given, limit)
+        self._vocab_size = vocab_size
+        self.hints = self._hints.update(())
+
+    def hear(self, log_probs: Tensor, final: bool = False) -> None:
+        """Looks up what (S, V) log-probabilities of the next frames complete."""
+        if self._stream is None:
+            return
+        if isinstance(self._stream, LatticeStream):
+            self._stream.push(log_probs.numpy(), final)
+        else:
+            self._stream.push_labels(log_probs.argmax(-1).tolist())
+        self.hints = self._hints.update(self._stream.hits)
+
+    def finish(self) -> None:
+        """Looks up what the end of the stream completes."""
+        self.hear(torch.zeros(0, self._vocab_size), final=True)

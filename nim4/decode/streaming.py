@@ -1,12 +1,15 @@
 """Streaming with the speech LLM: text that follows a speaker chunk by chunk, and a second pass over the whole when they have ended.
 
-    samples -> features -> encoder, cached -> adaptor -> [ prefix | speech ]          keys and values that are only ever appended to
+    samples -> features -> encoder, cached -> adaptor -> [ prefix | speech ]       keys and values that are only ever appended to
                                  |                                |
-                             phonemes -> hints          fork: [ suffix | answer ]     forgotten when the next chunk comes
+                             phonemes -> hints            [ suffix | answer ]      forgotten when the next chunk comes
 
 A partial text is written with the instruction for unfinished speech, behind the text before it less its last tokens; nothing is written
 while no new phoneme has been heard. The final text is written with the full instruction and all hints, over speech that has been read
-already, and is the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, write_greedily).
+already, and is the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, writing).
+
+Many sessions go together (`Recogniser.hear`): chunks of the encoder and passes of the language model are shared by all that need one, each
+session gets what it would get alone, and none waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py).
 
 Source: arXiv 2604.18105, section 3.6. Ours, since it says no more: what has once been kept is not rolled back later, so that users can rely
 on it until the final text; the two free chunks are counted from the first with a phoneme; the limit of new tokens; the tokens rolled back
@@ -14,7 +17,7 @@ serve as a draft.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,13 +31,15 @@ from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_samples
 from nim4.corpus.manifest import MonoCut
 from nim4.decode.encoder import Chunk, StreamingEncoder, context_of, spoken
 from nim4.decode.hotword import HotwordIndex, HotwordView
-from nim4.decode.hotword_hints import MAX_HINTS, Hints
-from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream
+from nim4.decode.hotword_hints import MAX_HINTS, StreamHints
+from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
 from nim4.decode.offline import Decoded
 from nim4.decode.processes import in_processes
+from nim4.decode.together import Work, alone, run
 from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.conformer import Context
-from nim4.model.llm import Written, fork, read, write_greedily
+from nim4.model.llm import Written, writing
+from nim4.model.rows import Read, Rows
 
 ROLLBACK_TOKENS = 5  # paper, section 3.6
 FREE_CHUNKS = 2  # paper, section 3.6: nothing of their texts is kept
@@ -88,6 +93,20 @@ class Hypothesis:
     counts: Counts
 
 
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What comes next in a session.
+
+    Attributes:
+        samples: (N,) float32 in [-1, 1] at 16 kHz.
+        ends: whether they are its last: a final text is wanted, else a partial one.
+    """
+
+    session: "StreamingSession"
+    samples: np.ndarray
+    ends: bool = False
+
+
 @dataclass(frozen=True)
 class Event:
     """One partial or the final text in a session's log; `compute_s`: seconds of compute since the event before."""
@@ -97,7 +116,7 @@ class Event:
 
 
 class Recogniser:
-    """What the streams of one model share: its weights, the keys and values of the prompt's prefix, the hotwords.
+    """What the streams of one model share: its weights, their keys and values, the hotwords.
 
     Args:
         model: in evaluation mode.
@@ -105,6 +124,7 @@ class Recogniser:
         hotwords: where hints are looked up, chunk by chunk; None = nowhere.
         limits: of the lattice search; None = exact search.
         max_hints: of a session, the given ones included.
+        rows: of `model`, from new_rows, where another recogniser is to share the passes of the language model; None = rows of its own.
     """
 
     def __init__(
@@ -115,11 +135,10 @@ class Recogniser:
         hotwords: HotwordIndex | HotwordView | None = None,
         limits: LatticeLimits | None = DEFAULT_LIMITS,
         max_hints: int = MAX_HINTS,
+        rows: Rows | None = None,
     ):
         self.model, self.context, self.hotwords, self.limits, self.max_hints = model, context, hotwords, limits, max_hints
-        with torch.inference_mode():
-            embed = model.llm.get_input_embeddings()
-            self._prefix = read(model.llm, embed(torch.tensor([model.prompt.prefix], device=embed.weight.device)))[1]
+        self.rows = rows or new_rows(model)
 
     def session(self, given: Sequence[str] = (), clock: Callable[[], float] = time.perf_counter) -> "StreamingSession":
         """A new stream.
@@ -128,7 +147,44 @@ class Recogniser:
             given: hints by hand.
             clock: seconds, for the log.
         """
-        return StreamingSession(self, fork(self._prefix), given, clock)
+        return StreamingSession(self, given, clock)
+
+    def hear(self, jobs: Sequence[Job]) -> list[Hypothesis | Exception]:
+        """Does a job for each of many sessions: what `append` and `partial`, or `finalize`, would do, and with the same results.
+
+        Args:
+            jobs: of different sessions, of this recogniser or of others that share its rows.
+        Returns:
+            a hypothesis, or what went wrong; that of one job is none of the others' business.
+        """
+        if len({id(job.session) for job in jobs}) < len(jobs):
+            raise ValueError("a session has one job at a time")
+        return [task.error or task.result for task in run([job.session.hearing(job.samples, job.ends) for job in jobs])]
+
+
+def new_rows(model: SpeechLlm) -> Rows:
+    """Keys and values that recognisers of one model may share."""
+    return Rows(model.llm, model.prompt.prefix)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapt:
+    """(1, S, D) encoder frames that are to become embeddings; a tail that fills none is padded."""
+
+    model: SpeechLlm
+    frames: Tensor
+
+    @property
+    def kind(self) -> Hashable:
+        """What can be done together."""
+        return Adapt, self.model, self.frames.shape
+
+    @staticmethod
+    def together(parts: Sequence["Adapt"]) -> list[Tensor]:
+        """(A, D) embeddings of each."""
+        frames = torch.cat([part.frames for part in parts])
+        speech, _ = parts[0].model.adaptor(frames, torch.full((len(parts),), frames.shape[1], device=frames.device))
+        return list(speech)
 
 
 class StreamingSession:
@@ -137,12 +193,13 @@ class StreamingSession:
     After `finalize` or `abort` nothing but `events` is left, and every further call raises RuntimeError.
     """
 
-    def __init__(self, recogniser: Recogniser, cache: Any, given: Sequence[str], clock: Callable[[], float]):
+    def __init__(self, recogniser: Recogniser, given: Sequence[str], clock: Callable[[], float]):
         self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
         self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
         self._frames = self._model.acoustic.mean.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
-        self._cache = cache  # of the prefix and all speech so far
-        self._hotwords = _Hotwords(recogniser, given)
+        self._row = recogniser.rows.new()  # of the prefix and all speech so far
+        vocab_size = self._model.acoustic.config.vocab_size
+        self._hotwords = StreamHints(recogniser.hotwords, recogniser.limits, given, recogniser.max_hints, vocab_size)
         self._ids: list[int] = []  # of the last partial
         self._num_kept = 0  # of them stay
         self._num_samples = self._revision = self._spoken_chunks = self._written_phones = 0
@@ -156,41 +213,64 @@ class StreamingSession:
         """How many more samples complete the next chunk."""
         return self._encoder.missing_samples
 
-    @torch.inference_mode()
     def append(self, samples: np.ndarray) -> None:
         """Takes (N,) float32 samples in [-1, 1] at 16 kHz; chunks that they complete are encoded and read.
 
         Raises:
             ValueError: if they are of another shape, type or scale; the session goes on without them.
         """
+        alone(self._append(samples))
+
+    def partial(self) -> Hypothesis:
+        """The text so far. It is written anew if phonemes were heard since the last time."""
+        return alone(self._partial())
+
+    def finalize(self) -> Hypothesis:
+        """The second pass, at the end of speech; ends the session."""
+        return alone(self._finalize())
+
+    def hearing(self, samples: np.ndarray, ends: bool) -> Work[Hypothesis]:
+        """`append`, and then `finalize` if `ends`, else `partial`, as work for nim4/decode/together.py."""
+        yield from self._append(samples)
+        return (yield from self._finalize() if ends else self._partial())
+
+    def abort(self) -> None:
+        """Ends the session and lets go of its memory; may be called at any time."""
+        self._open = False
+        self._row = self._encoder = self._hotwords = self._frames = None
+
+    def _begin(self) -> float:
+        if not self._open:
+            raise RuntimeError("the session has ended: a new stream needs a new one")
+        return self._clock()
+
+    def _append(self, samples: np.ndarray) -> Work[None]:
         started_s = self._begin()
-        self._hear(self._encoder.accept(samples))
+        chunks = yield from self._encoder.accepting(samples)
+        yield from self._hear(chunks)
         self._num_samples += len(samples)
         self._compute_s += self._clock() - started_s
 
-    @torch.inference_mode()
-    def partial(self) -> Hypothesis:
-        """The text so far. It is written anew if phonemes were heard since the last time."""
+    def _partial(self) -> Work[Hypothesis]:
         started_s = self._begin()
         if len(self._encoder.phones) > self._written_phones:
-            self._refresh()
+            yield from self._refresh()
         else:
             self._counts.skipped += 1
         text = self._text(self._ids).rstrip(CUT_CHARACTER).strip()
         return self._log(started_s, text, min(len(self._text(self._ids[: self._num_kept]).lstrip()), len(text)), False)
 
-    @torch.inference_mode()
-    def finalize(self) -> Hypothesis:
-        """The second pass, at the end of speech; ends the session."""
+    def _finalize(self) -> Work[Hypothesis]:
         started_s = self._begin()
-        self._hear(self._encoder.finish())
+        chunks = yield from self._encoder.finishing()
+        yield from self._hear(chunks)
         if self._frames.shape[1]:
-            self._read_speech(self._frames)
+            yield from self._read_speech(self._frames)
         self._hotwords.finish()
         ids: list[int] = []
         if self._counts.speech_tokens:
             suffix = self._model.prompt.suffix(self._hotwords.hints)
-            written = self._write(self._cache, suffix, self._ids, max_answer_tokens(self._counts.speech_tokens))
+            written = yield from self._write(suffix, self._ids, max_answer_tokens(self._counts.speech_tokens))
             ids, self._counts.drafted, self._counts.accepted = written.ids, len(self._ids), written.accepted
         text = self._text(ids).strip()
         self._revision += 1
@@ -198,17 +278,7 @@ class StreamingSession:
         self.abort()
         return hypothesis
 
-    def abort(self) -> None:
-        """Ends the session and lets go of its memory; may be called at any time."""
-        self._open = False
-        self._cache = self._encoder = self._hotwords = self._frames = None
-
-    def _begin(self) -> float:
-        if not self._open:
-            raise RuntimeError("the session has ended: a new stream needs a new one")
-        return self._clock()
-
-    def _hear(self, chunks: Sequence[Chunk]) -> None:
+    def _hear(self, chunks: Sequence[Chunk]) -> Work[None]:
         stack = self._model.adaptor.stack
         for chunk in chunks:
             self._hotwords.hear(chunk.log_probs)
@@ -216,30 +286,43 @@ class StreamingSession:
             whole = frames.shape[1] - frames.shape[1] % stack
             self._frames = frames[:, whole:]
             if whole:
-                self._read_speech(frames[:, :whole])
+                yield from self._read_speech(frames[:, :whole])
             self._spoken_chunks += bool(self._spoken_chunks or chunk.log_probs.argmax(-1).any())
 
-    def _read_speech(self, frames: Tensor) -> None:
-        """Appends the embeddings of (1, S, D) encoder frames; a tail that fills none is padded."""
-        speech, _ = self._model.adaptor(frames, torch.tensor([frames.shape[1]], device=frames.device))
-        read(self._model.llm, speech.to(self._model.llm.get_input_embeddings().weight.dtype), self._cache)
-        self._counts.speech_tokens += speech.shape[1]
-        self._counts.read_tokens += speech.shape[1]
+    def _read_speech(self, frames: Tensor) -> Work[None]:
+        """Appends the embeddings of (1, S, D) encoder frames."""
+        speech = yield Adapt(self._model, frames)
+        yield Read(self._recogniser.rows, self._row, speech)
+        self._counts.speech_tokens += len(speech)
+        self._counts.read_tokens += len(speech)
         self._counts.passes += 1
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> Work[None]:
         kept, draft = self._ids[: self._num_kept], self._ids[self._num_kept :]
         suffix = self._model.prompt.suffix(self._hotwords.hints, partial=True)
         limit = min(MAX_NEW_TOKENS, max_answer_tokens(self._counts.speech_tokens) - len(kept))
-        self._ids = kept + self._write(fork(self._cache), suffix + kept, draft, limit).ids
+        row, num_heard = self._row, self._row.length
+        try:
+            written = yield from self._write(suffix + kept, draft, limit)
+        finally:
+            row.drop(row.length - num_heard)
+        self._ids = kept + written.ids
         if self._spoken_chunks >= FREE_CHUNKS:
             self._num_kept = num_kept_tokens(self._model.tokenizer, self._ids, self._num_kept)
         self._written_phones = len(self._encoder.phones)
         self._revision += 1
         self._counts.refreshed += 1
 
-    def _write(self, cache: Any, ids: Sequence[int], draft: Sequence[int], limit: int) -> Written:
-        written = write_greedily(self._model.llm, cache, ids, draft, limit, self._model.prompt.end)
+    def _write(self, ids: Sequence[int], draft: Sequence[int], limit: int) -> Work[Written]:
+        rows, row, best = self._recogniser.rows, self._row, None
+        work = writing(row.drop, ids, draft, limit, self._model.prompt.end)
+        while True:
+            try:
+                new, num_wanted = work.send(best)
+            except StopIteration as end:
+                written: Written = end.value
+                break
+            best = yield Read(rows, row, new, num_wanted)
         self._counts.read_tokens += written.tokens_read
         self._counts.passes += written.passes
         return written
@@ -254,31 +337,6 @@ class StreamingSession:
         self.events.append(Event(self._compute_s + self._clock() - started_s, hypothesis))
         self._compute_s = 0.0
         return hypothesis
-
-
-class _Hotwords:
-    """The hints of one session, as its chunks come."""
-
-    def __init__(self, recogniser: Recogniser, given: Sequence[str]):
-        index, limits = recogniser.hotwords, recogniser.limits
-        self._stream = None if index is None else index.stream() if limits is None else index.stream_lattice(limits)
-        self._hints = Hints(given, recogniser.max_hints)
-        self._vocab_size = recogniser.model.acoustic.config.vocab_size
-        self.hints = self._hints.update(())
-
-    def hear(self, log_probs: Tensor, final: bool = False) -> None:
-        """Looks up what (S, V) log-probabilities of the next frames complete."""
-        if self._stream is None:
-            return
-        if isinstance(self._stream, LatticeStream):
-            self._stream.push(log_probs.numpy(), final)
-        else:
-            self._stream.push_labels(log_probs.argmax(-1).tolist())
-        self.hints = self._hints.update(self._stream.hits)
-
-    def finish(self) -> None:
-        """Looks up what the end of the stream completes."""
-        self.hear(torch.zeros(0, self._vocab_size), final=True)
 
 
 def num_kept_tokens(tokenizer: Any, ids: Sequence[int], at_least: int = 0) -> int:

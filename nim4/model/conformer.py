@@ -13,7 +13,7 @@ Layer normalisation everywhere (none over the batch), so that an utterance score
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,15 +45,26 @@ class ConformerState:
     """Caches of a batch of streams; every field has a fixed size, so work per chunk does not grow.
 
     Attributes:
-        keys, values: one (B, H, left frames, D/H) float tensor per block, newest frame last; keys without positions.
-        conv: one (B, conv_expansion D, K // 2) float tensor per block, the convolution's last inputs; zeros at the start of a stream.
+        keys, values: (blocks, B, H, left frames, D/H) float, newest frame last; keys without positions.
+        conv: (blocks, B, conv_expansion D, K // 2) float, the convolution's last inputs; zeros at the start of a stream.
         filled: (B,) int64, cached frames that are real, at most the left frames.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    conv: list[Tensor]
+    keys: Tensor
+    values: Tensor
+    conv: Tensor
     filled: Tensor
+
+    @classmethod
+    def join(cls, states: Sequence["ConformerState"]) -> "ConformerState":
+        """Streams under one context as one batch."""
+        parts = [(state.keys, state.values, state.conv) for state in states]
+        return cls(*(torch.cat(part, 1) for part in zip(*parts, strict=True)), torch.cat([state.filled for state in states]))
+
+    def split(self) -> list["ConformerState"]:
+        """Each stream of the batch on its own; none holds the memory of the others."""
+        rows = [slice(row, row + 1) for row in range(len(self.filled))]
+        return [ConformerState(*(part[:, row].clone() for part in (self.keys, self.values, self.conv)), self.filled[row].clone()) for row in rows]
 
 
 def encoder_lens(feature_lens: Tensor) -> Tensor:
@@ -297,11 +308,11 @@ class Conformer(nn.Module):
         assert context.chunk_frames > 0, context
         assert context.left_chunks >= 0, context
         config, weight = self.config, self.subsampling.out.weight
-        heads = (batch_size, config.num_heads, context.chunk_frames * context.left_chunks, config.dim // config.num_heads)
+        heads = (config.num_blocks, batch_size, config.num_heads, context.chunk_frames * context.left_chunks, config.dim // config.num_heads)
         return ConformerState(
-            keys=[weight.new_zeros(heads) for _ in self.blocks],
-            values=[weight.new_zeros(heads) for _ in self.blocks],
-            conv=[weight.new_zeros(batch_size, config.conv_expansion * config.dim, config.conv_kernel // 2) for _ in self.blocks],
+            keys=weight.new_zeros(heads),
+            values=weight.new_zeros(heads),
+            conv=weight.new_zeros(config.num_blocks, batch_size, config.conv_expansion * config.dim, config.conv_kernel // 2),
             filled=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
         )
 
@@ -328,4 +339,4 @@ class Conformer(nn.Module):
             keys.append(key)
             values.append(value)
             conv.append(conv_inputs)
-        return x, ConformerState(keys, values, conv, torch.clamp(state.filled + num_frames, max=left))
+        return x, ConformerState(*map(torch.stack, (keys, values, conv)), torch.clamp(state.filled + num_frames, max=left))

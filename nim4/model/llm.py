@@ -8,7 +8,7 @@ import functools
 import gc
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -236,30 +236,42 @@ class Written:
     passes: int
 
 
-@torch.inference_mode()
-def write_greedily(model: nn.Module, cache: Any, ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Written:
+def writing(drop: Callable[[int], None], ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Generator[Any, list[int], Written]:
     """The greedy answer behind `ids`: a draft is read together with them, and holds as far as greedy writing agrees with it.
 
     The draft changes how many passes the answer takes, not the answer: in fp32 on a CPU it is that of `generate`.
 
     Args:
-        cache: keys and values of what stands before `ids`; it grows.
+        drop: forgets so many of the last tokens that were read.
         ids: at least one.
         draft: what the answer may begin with, e.g. an earlier one.
         limit: of the answer's tokens, at least 1.
         end: id that ends it.
+    Yields:
+        ids to be read next, and behind how many of the last of them the model's first choice is wanted, which is to be sent.
     Source: verification as in speculative decoding (arXiv 2211.17192), with an earlier answer in the place of a draft model: ours.
     """
-    embed, draft = model.get_input_embeddings(), list(draft[:limit])
-    device = embed.weight.device
-    hidden, _ = read(model, embed(torch.tensor([[*ids, *draft]], device=device)), cache)
-    best = model.lm_head(hidden[0, len(ids) - 1 :]).float().argmax(-1).tolist()
+    draft = list(draft[:limit])
+    best = yield [*ids, *draft], len(draft) + 1
     accepted = next((place for place, token in enumerate(draft) if token != best[place]), len(draft))
-    if accepted < len(draft):
-        cache.crop(accepted - len(draft))
+    drop(len(draft) - accepted)
     written, passes = [*draft[:accepted], best[accepted]], 1
     while written[-1] != end and len(written) < limit:
-        hidden, _ = read(model, embed(torch.tensor([written[-1:]], device=device)), cache)
-        written.append(int(model.lm_head(hidden[0, -1]).float().argmax(-1)))
+        written += yield written[-1:], 1
         passes += 1
     return Written(cut_at(written[:limit], end), accepted, len(ids) + len(draft) + passes - 1, passes)
+
+
+@torch.inference_mode()
+def write_greedily(model: nn.Module, cache: Any, ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Written:
+    """`writing` behind keys and values of one row, which grow."""
+    device = model.get_input_embeddings().weight.device
+    work = writing(lambda num_tokens: cache.crop(-num_tokens) if num_tokens else None, ids, draft, limit, end)
+    best = None
+    try:
+        while True:
+            new, num_wanted = work.send(best)
+            hidden, _ = read(model, model.get_input_embeddings()(torch.tensor([new], device=device)), cache)
+            best = model.lm_head(hidden[0, -num_wanted:]).argmax(-1).tolist()
+    except StopIteration as done:
+        return done.value

@@ -1,4 +1,4 @@
-"""Counters of the server in Prometheus' text format; touched by the event loop's thread only."""
+"""Counters of the server in Prometheus' text format; each is touched by one thread only: the event loop's, `step_sessions` by the model's."""
 
 from collections import defaultdict
 
@@ -14,10 +14,12 @@ COUNTERS = {
     "finals_total": "final texts sent",
     "errors_total": "error events sent in streams, by code",
 }
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 HISTOGRAMS = {
-    "chunk_seconds": "from the arrival of a chunk's last sample to its text, seconds",
-    "final_seconds": "from the end of speech to the final text, seconds",
-    "transcription_seconds": "a whole recording, waiting included, seconds",
+    "chunk_seconds": (BUCKETS_S, "from the arrival of a chunk's last sample to its text, seconds"),
+    "final_seconds": (BUCKETS_S, "from the end of speech to the final text, seconds"),
+    "transcription_seconds": (BUCKETS_S, "a whole recording, waiting included, seconds"),
+    "step_sessions": (SIZES, "streams that one step of the model served together"),
 }
 GAUGES = {"sessions": "streams that are open", "uploads": "recordings that are being read or recognised", "model_jobs": "jobs that wait or run"}
 
@@ -28,7 +30,7 @@ class Metrics:
     def __init__(self) -> None:
         self.gauges = dict.fromkeys(GAUGES, 0)
         self._counts: dict[str, dict[str, float]] = {name: defaultdict(float) for name in COUNTERS}
-        self._observed: dict[str, list[int]] = {name: [0] * (len(BUCKETS_S) + 1) for name in HISTOGRAMS}
+        self._observed: dict[str, list[int]] = {name: [0] * (len(bounds) + 1) for name, (bounds, _) in HISTOGRAMS.items()}
         self._sums = dict.fromkeys(HISTOGRAMS, 0.0)
 
     def count(self, name: str, amount: float = 1, **labels: object) -> None:
@@ -36,10 +38,10 @@ class Metrics:
         text = ",".join(f'{key}="{value}"' for key, value in labels.items())
         self._counts[name][f"{{{text}}}" if text else ""] += amount
 
-    def observe(self, name: str, seconds: float) -> None:
-        """Adds a duration to a histogram of HISTOGRAMS."""
-        self._observed[name][sum(seconds > bound for bound in BUCKETS_S)] += 1
-        self._sums[name] += seconds
+    def observe(self, name: str, value: float) -> None:
+        """Adds a duration or size to a histogram of HISTOGRAMS."""
+        self._observed[name][sum(value > bound for bound in HISTOGRAMS[name][0])] += 1
+        self._sums[name] += value
 
     def text(self) -> str:
         """What /metrics answers.
@@ -52,10 +54,10 @@ class Metrics:
         for name, about in COUNTERS.items():
             lines += _head(name, about, "counter")
             lines += [f"{PREFIX}{name}{labels} {value:g}" for labels, value in self._counts[name].items()]
-        for name, about in HISTOGRAMS.items():
+        for name, (bounds, about) in HISTOGRAMS.items():
             lines += _head(name, about, "histogram")
             below = 0
-            for bound, number in zip([*map(str, BUCKETS_S), "+Inf"], self._observed[name], strict=True):
+            for bound, number in zip([*map(str, bounds), "+Inf"], self._observed[name], strict=True):
                 below += number
                 lines.append(f'{PREFIX}{name}_bucket{{le="{bound}"}} {below}')
             lines += [f"{PREFIX}{name}_sum {self._sums[name]:.6f}", f"{PREFIX}{name}_count {below}"]

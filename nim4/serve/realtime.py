@@ -27,7 +27,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.corpus.manifest import MAX_DURATION_S
 from nim4.decode.listening import Cutter, Step
-from nim4.decode.streaming import Hypothesis, StreamingSession
+from nim4.decode.streaming import Hypothesis, Job, StreamingSession
 from nim4.serve.limits import Refused
 from nim4.serve.service import Service
 from nim4.serve.settings import StreamSettings, TurnDetection, changed
@@ -80,18 +80,6 @@ class Utterance:
         samples = np.concatenate([np.zeros(0, np.float32), *self.waiting])
         self.waiting = []
         return samples
-
-
-def hear_chunk(session: StreamingSession, samples: np.ndarray) -> Hypothesis:
-    """Takes samples that complete a chunk. To be run in the model thread."""
-    session.append(samples)
-    return session.partial()
-
-
-def hear_end(session: StreamingSession, samples: np.ndarray) -> Hypothesis:
-    """Takes the last samples of an utterance. To be run in the model thread."""
-    session.append(samples)
-    return session.finalize()
 
 
 class Connection:
@@ -270,7 +258,7 @@ class Connection:
             if utterance.num_samples == utterance.max_samples:
                 await self._commit_utterance(came_s)
             elif utterance.missing_samples == 0:
-                hypothesis = await self._service.run(hear_chunk, utterance.session, utterance.pop_waiting())
+                hypothesis = await self._service.hear(Job(utterance.session, utterance.pop_waiting()))
                 await self._tell(utterance, hypothesis)
                 self._service.metrics.observe("chunk_seconds", time.monotonic() - came_s)
 
@@ -299,7 +287,7 @@ class Connection:
                 await self._send("speech_stopped", item_id=item_id, audio_s=_ms(stop) / 1000)
             await self._send("input_audio_buffer.committed", item_id=item_id, previous_item_id=self._last_item)
             self._last_item = item_id
-            await self._tell(utterance, await self._service.run(hear_end, utterance.session, utterance.pop_waiting()))
+            await self._tell(utterance, await self._service.hear(Job(utterance.session, utterance.pop_waiting(), ends=True)))
         finally:
             self._service.forget(utterance.session)
         self._service.metrics.observe("final_seconds", time.monotonic() - came_s)

@@ -1,13 +1,13 @@
 """What all connections of a server share: one model, one thread that does its work, the indexes, the limits and the counters.
 
-The model thread takes jobs in the order in which they come. That is fair, since a stream has at most one job there, a chunk or a final text,
-and all uploads together have one, a segment: nobody waits longer than one job of each of the others. A second thread looks for speech, so
-that the model does not wait for it.
+The model thread does what all streams hear together, step by step: whatever has come when a step ends takes part in the next one. That is
+fair, since a stream has at most one job there, a chunk or a final text, and all uploads together have one, a segment, between two steps. A
+second thread looks for speech, so that the model does not wait for it.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -20,13 +20,14 @@ from nim4.decode.encoder import ENCODER_FRAME_MS
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.listening import Cutter
 from nim4.decode.recordings import Segment, Transcriber
-from nim4.decode.streaming import DEPLOYED, Recogniser, StreamingSession
+from nim4.decode.streaming import DEPLOYED, Hypothesis, Job, Recogniser, StreamingSession, new_rows
 from nim4.decode.trie import NONE
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import Context
 from nim4.model.ctc import BLANK
 from nim4.serve.limits import Limits, Refused
 from nim4.serve.metrics import Metrics
+from nim4.serve.model_thread import ModelThread
 
 MODEL_NAME = "nim4-asr"
 CHUNKS_MS = (160, 320, 640, 1280)  # whole embeddings of speech; paper, section 3.6: 640
@@ -60,7 +61,8 @@ class Service:
         self.draining = self.ending = False  # nothing new is taken; what is going on ends now
         self._model, self._inventory = model, inventory
         self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._rows = new_rows(model)
+        self._thread = ModelThread(lambda num_sessions: self.metrics.observe("step_sessions", num_sessions))
         self._ears = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ears")
         self._one_upload = asyncio.Semaphore(1)
         self.one_reader = asyncio.Semaphore(1)  # of uploads, which take memory while they are unpacked
@@ -85,14 +87,21 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads; what waits there is forgotten."""
-        for thread in (self._thread, self._ears):
-            thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.shutdown()
+        self._ears.shutdown(cancel_futures=True)
 
     async def run(self, work: Callable[..., Result], *args: Any) -> Result:
         """Runs a function in the model thread. If the caller is cancelled while it waits there, it does not run."""
+        return await self._awaited(self._thread.submit(work, *args))
+
+    async def hear(self, job: Job) -> Hypothesis:
+        """Does a session's job in the model thread, together with those of others. Cancelled as `run`."""
+        return await self._awaited(self._thread.hear(job))
+
+    async def _awaited(self, future: Future[Result]) -> Result:
         self.metrics.gauges["model_jobs"] += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+            return await asyncio.wrap_future(future)
         finally:
             self.metrics.gauges["model_jobs"] -= 1
 
@@ -101,7 +110,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._ears, work, *args)
 
     def forget(self, session: StreamingSession) -> None:
-        """Ends a session, after the job that it may have in the model thread."""
+        """Ends a session, whatever it has in the model thread."""
         with suppress(RuntimeError):  # the thread has ended, and the server with it
             self._thread.submit(session.abort)
 
@@ -162,7 +171,7 @@ class Service:
         key = (chunk_ms, index)
         if key not in self._recognisers:
             context = Context(chunk_ms // ENCODER_FRAME_MS, LEFT_MS // chunk_ms)
-            self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index))
+            self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index), rows=self._rows)
         return self._recognisers[key].session(hotwords)
 
     async def segments(self, samples: np.ndarray, hotwords: Sequence[str], index: str | None, with_words: bool) -> AsyncIterator[Segment]:

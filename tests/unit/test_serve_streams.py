@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from nim4.config import VadConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
-from nim4.decode.streaming import Recogniser
+from nim4.decode.streaming import Recogniser, StreamingSession
+from nim4.decode.together import step
 from nim4.model.asr import load_speech_llm
-from nim4.serve.realtime import hear_chunk
 from nim4.serve.service import some_names
 
 HOTWORDS = ["北京", "上海"]
@@ -108,14 +108,11 @@ def test_streams_at_the_same_time_do_not_hear_each_other(server, model):
         texts = list(pool.map(speak, range(6)))
     assert texts == [final_of(model, pcm(1.5 + seed / 10, seed=seed)) for seed in range(6)]
     assert len(set(texts)) > 1
+    assert server.service.metrics._sums["step_sessions"] > sum(server.service.metrics._observed["step_sessions"]), "none had a step together"
 
 
 def test_a_stream_that_has_much_to_say_does_not_hold_up_another(server, monkeypatch):
-    def slowly(session, samples):
-        time.sleep(0.02)
-        return hear_chunk(session, samples)
-
-    monkeypatch.setattr("nim4.serve.realtime.hear_chunk", slowly)
+    monkeypatch.setattr("nim4.serve.model_thread.step", lambda tasks: time.sleep(0.005) or step(tasks))
     ended = []
     with server.stream() as long, server.stream() as short, ThreadPoolExecutor(2) as pool:
         long.speak(pcm(9.5))
@@ -341,7 +338,7 @@ def test_a_client_that_stops_reading_is_found_by_what_it_does_not_take(model, mo
 def test_a_failure_ends_one_stream_only(server, model, monkeypatch):
     with server.stream() as good, server.stream() as bad:
         good.speak(pcm(0.5))
-        monkeypatch.setattr("nim4.serve.realtime.hear_end", lambda *_: 1 / 0)
+        monkeypatch.setattr(StreamingSession, "_finalize", lambda _: 1 / 0)
         bad.speak(pcm(0.5))
         bad.send("stop")
         assert bad.rest()[1] == 1011

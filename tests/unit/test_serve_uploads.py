@@ -327,7 +327,10 @@ def test_metrics_are_what_prometheus_reads(server):
         metrics.observe("final_seconds", seconds)
     lines = metrics.text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("nim4_final_seconds_bucket")] == ["1"] * 5 + ["2"] * 6 + ["3"]
-    assert lines[-5:-3] != lines[-3:]
+    for sessions in (1, 5, 600):
+        metrics.observe("step_sessions", sessions)
+    lines = metrics.text().splitlines()
+    assert {'nim4_step_sessions_bucket{le="4"} 1', 'nim4_step_sessions_bucket{le="8"} 2', "nim4_step_sessions_sum 606.000000"} <= set(lines)
     assert {"nim4_final_seconds_sum 99.305000", "nim4_final_seconds_count 3"} <= set(lines)
 
 

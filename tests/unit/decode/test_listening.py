@@ -63,7 +63,7 @@ def test_each_segment_is_heard_by_a_session_of_its_own(recogniser, monkeypatch):
     assert len(heard) == len(places)
     for (session, pieces), (start, end) in zip(heard, places, strict=True):
         assert np.array_equal(np.concatenate(pieces), samples[start:end])
-        assert session._cache is None
+        assert session._row is None
     finals = [update for update in updates if update.kind == "final"]
     for final, (start, end) in zip(finals, places, strict=True):
         session = recogniser.session()

@@ -1,0 +1,182 @@
+"""Keys and values of many streams in one place, so that one pass of the language model serves all that have something to read.
+
+    row 0   [ prefix | speech of A | text ]                 a column is a position: nothing moves when a row grows, shrinks or ends;
+    row 1   [ prefix | speech of B ......... | text . ]     no row sees another, or what lies behind its own end
+    row 2   [ prefix | speech of C .. ]
+
+Ours: padding on the left, as for whole batches, would move every row in every pass; pages need kernels of their own. What a pass copies is
+the keys and values of the rows that read, up to the longest of them, which is little beside what it computes.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COLUMNS = 64  # a table grows by so many at least
+ALIGNED = 16  # columns: what a pass sees is a multiple, as fast kernels want it
+MAX_PADDING = {"cuda": 256, "cpu": 16}  # ours: tokens that cost less than another pass
+
+
+class Row:
+    """What one stream has read; made by Rows.new. Its place is free again when nobody holds it any more.
+
+    Attributes:
+        length: tokens, those of the prefix included.
+    """
+
+    def __init__(self, place: int, length: int, free: list[int]):
+        self.place, self.length, self._free = place, length, free
+
+    def __del__(self) -> None:
+        self._free.append(self.place)
+
+    def drop(self, num_tokens: int) -> None:
+        """Forgets the last tokens."""
+        self.length -= num_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Something that a row is to read next.
+
+    Attributes:
+        rows: to which `row` belongs.
+        what: ids, or (N, D) embeddings; N at least 1.
+        num_wanted: behind each of the last so many tokens, the model's first choice is wanted.
+    """
+
+    rows: "Rows"
+    row: Row
+    what: Sequence[int] | Tensor
+    num_wanted: int = 0
+
+    @property
+    def kind(self) -> Hashable:
+        """What can be done together."""
+        return Read, self.rows
+
+    @staticmethod
+    def together(reads: Sequence["Read"]) -> list[list[int]]:
+        """The ids that are wanted by each."""
+        return reads[0].rows.read(reads)
+
+
+class Rows:
+    """The rows of one language model.
+
+    Args:
+        model: transformers' causal model, in evaluation mode.
+        prefix: ids that all rows begin with, at least one.
+    """
+
+    def __init__(self, model: nn.Module, prefix: Sequence[int]):
+        self._model = model
+        config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._table = weight.new_zeros(config.num_hidden_layers, 2, 1, COLUMNS, config.num_key_value_heads, head_dim)
+        self._max_padding = MAX_PADDING.get(weight.device.type, 0)
+        self._free = [0]
+        self._prefix = self._table[:, :, 0, :0]
+        row = self.new()
+        self.read([Read(self, row, prefix)])
+        self._prefix = self._table[:, :, row.place, : row.length].clone()
+
+    @torch.inference_mode()
+    def new(self) -> Row:
+        """A row that has read the prefix."""
+        if not self._free:
+            num_rows = self._table.shape[2]
+            self._grow(2 * num_rows, self._table.shape[3])
+            self._free += range(num_rows, 2 * num_rows)
+        place, length = self._free.pop(), self._prefix.shape[2]
+        self._table[:, :, place, length:] = 0  # another's broken numbers would break sums, even where they count nothing
+        self._table[:, :, place, :length] = self._prefix
+        return Row(place, length, self._free)
+
+    @torch.inference_mode()
+    def read(self, reads: Sequence[Read]) -> list[list[int]]:
+        """Lets rows read, as many of them in one pass as have about as much to read.
+
+        Args:
+            reads: of different rows. If it fails, none has read anything, or may read the same again.
+        Returns:
+            the ids that are wanted by each.
+        """
+        found: dict[int, list[int]] = {}
+        group: list[int] = []
+        padding = 0
+        for number in sorted(range(len(reads)), key=lambda number: len(reads[number].what)):
+            padding += len(group) * (len(reads[number].what) - len(reads[group[-1]].what)) if group else 0
+            if padding > self._max_padding:
+                found |= zip(group, self._pass([reads[number] for number in group]), strict=True)
+                group, padding = [], 0
+            group.append(number)
+        found |= zip(group, self._pass([reads[number] for number in group]), strict=True)
+        for read in reads:
+            read.row.length += len(read.what)
+        return [found[number] for number in range(len(reads))]
+
+    def _pass(self, reads: Sequence[Read]) -> list[list[int]]:
+        embed, device = self._model.get_input_embeddings(), self._table.device
+        num_new = len(reads[-1].what)
+        num_columns = max(read.row.length for read in reads) + num_new
+        if num_columns > self._table.shape[3]:
+            self._grow(self._table.shape[2], -(-max(num_columns, self._table.shape[3] * 5 // 4) // COLUMNS) * COLUMNS)
+        places, lens = torch.tensor([(read.row.place, read.row.length) for read in reads], device=device).T
+        ids = [[*read.what] + [0] * (num_new - len(read.what)) if isinstance(read.what, list) else [0] * num_new for read in reads]
+        embeds = embed(torch.tensor(ids, device=device))
+        for row, read in zip(embeds, reads, strict=True):
+            if isinstance(read.what, Tensor):
+                row[: len(read.what)] = read.what
+        positions = lens[:, None] + torch.arange(num_new, device=device)
+        columns = torch.arange(min(-(-num_columns // ALIGNED) * ALIGNED, self._table.shape[3]), device=device)
+        seen = columns <= positions[:, None, :, None]
+        view = _View(self._table, places, positions, len(columns), reads[0].row if len(reads) == 1 else None)
+        out = self._model.model(inputs_embeds=embeds, attention_mask=seen, position_ids=positions, past_key_values=view, use_cache=True)
+        return self._first_choices(out.last_hidden_state, reads)
+
+    def _first_choices(self, hidden: Tensor, reads: Sequence[Read]) -> list[list[int]]:
+        """Behind the last tokens of each row, as many as it wants: of (B, N, D) hidden states, padded on the right."""
+        wanted = [(row, place) for row, read in enumerate(reads) for place in range(len(read.what) - read.num_wanted, len(read.what))]
+        if not wanted:
+            return [[] for _ in reads]
+        rows, places = torch.tensor(wanted, device=hidden.device).T
+        best = iter(self._model.lm_head(hidden[rows, places]).argmax(-1).tolist())
+        return [[next(best) for _ in range(read.num_wanted)] for read in reads]
+
+    def _grow(self, num_rows: int, num_columns: int) -> None:
+        layers, both, old_rows, old_columns, *heads = self._table.shape
+        table = self._table.new_zeros(layers, both, num_rows, num_columns, *heads)
+        table[:, :, :old_rows, :old_columns] = self._table
+        self._table = table
+
+
+class _View:
+    """The rows of one pass, as transformers asks for its cache.
+
+    Args:
+        table: (layers, 2, rows, columns, heads, width of a head).
+        places: (B,) int64, rows that read.
+        positions: (B, N) int64, columns of what they read.
+        num_columns: that they see.
+        alone: when it is one only: what it sees need not be copied.
+    """
+
+    def __init__(self, table: Tensor, places: Tensor, positions: Tensor, num_columns: int, alone: Row | None):
+        self._table, self._places, self._positions, self._num_columns, self._alone = table, places, positions, num_columns, alone
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Takes (B, H, N, D/H) keys and values of a layer; returns those of all columns."""
+        seen = []
+        for table, new in zip(self._table[layer], (keys, values), strict=True):
+            if self._alone is not None:
+                row = table[self._alone.place]
+                row[self._alone.length : self._alone.length + new.shape[2]] = new[0].transpose(0, 1)
+                seen.append(row[None, : self._num_columns].transpose(1, 2))
+            else:
+                table[self._places[:, None], self._positions] = new.transpose(1, 2)
+                seen.append(table[:, : self._num_columns].index_select(0, self._places).transpose(1, 2))
+        return seen[0], seen[1]

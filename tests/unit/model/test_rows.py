@@ -1,0 +1,126 @@
+"""Rows of keys and values: what is read together is what is read alone, whatever stood in a row before and whoever reads beside it."""
+
+import gc
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_talkative, tiny_llm, tiny_speech_llm
+
+from nim4.model.llm import read, write_greedily, writing
+from nim4.model.rows import COLUMNS, Read, Rows
+
+PREFIX = [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return make_talkative(tiny_speech_llm(tiny_llm(tmp_path_factory.mktemp("llm"), tie_word_embeddings=False))).llm
+
+
+def alone(llm, pieces):
+    """First choices behind all that a row reads, piece by piece, with transformers' own cache."""
+    embed, found = llm.get_input_embeddings(), []
+    with torch.inference_mode():
+        cache = read(llm, embed(torch.tensor([PREFIX])))[1]
+        for piece in pieces:
+            hidden, cache = read(llm, piece[None] if isinstance(piece, torch.Tensor) else embed(torch.tensor([piece])), cache)
+            found.append(llm.lm_head(hidden[0]).argmax(-1).tolist())
+    return found
+
+
+def ids(seed, count):
+    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lens=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), min_size=1, max_size=5),
+    padding=st.sampled_from([0, 16, 1000]),
+    speech=st.integers(0, 4),
+)
+def test_rows_read_together_what_they_read_alone(llm, lens, padding, speech):
+    rows = Rows(llm, PREFIX)
+    rows._max_padding = padding
+    texts = [[ids(10 * number + place, count) for place, count in enumerate(own)] for number, own in enumerate(lens)]
+    if speech < len(texts):
+        texts[speech][0] = torch.randn(lens[speech][0], 32, generator=torch.Generator().manual_seed(9))
+    open_rows = [rows.new() for _ in texts]
+    found = [[] for _ in texts]
+    for place in range(max(map(len, texts))):
+        going = [number for number, own in enumerate(texts) if place < len(own)]
+        best = rows.read([Read(rows, open_rows[number], texts[number][place], len(texts[number][place])) for number in going])
+        for number, own in zip(going, best, strict=True):
+            found[number].append(own)
+    assert found == [alone(llm, own) for own in texts]
+    assert [row.length for row in open_rows] == [len(PREFIX) + sum(own) for own in lens]
+
+
+def test_what_was_dropped_is_forgotten(llm):
+    rows = Rows(llm, PREFIX)
+    kept, other = rows.new(), rows.new()
+    rows.read([Read(rows, kept, ids(1, 10)), Read(rows, other, ids(2, 30))])
+    rows.read([Read(rows, kept, ids(3, 20), 20)])
+    kept.drop(20)
+    best = rows.read([Read(rows, kept, ids(4, 6), 6), Read(rows, other, ids(5, 9), 9)])
+    assert best == [alone(llm, [ids(1, 10), ids(4, 6)])[-1], alone(llm, [ids(2, 30), ids(5, 9)])[-1]]
+
+
+def test_only_what_is_wanted_is_told(llm):
+    rows = Rows(llm, PREFIX)
+    first, second = rows.new(), rows.new()
+    best = rows.read([Read(rows, first, ids(1, 5), 2), Read(rows, second, ids(2, 7))])
+    assert best == [alone(llm, [ids(1, 5)])[0][-2:], []]
+
+
+def test_a_row_has_nothing_of_the_one_before(llm):
+    rows = Rows(llm, PREFIX)
+    broken = rows.new()
+    rows.read([Read(rows, broken, torch.full((20, 32), float("nan")))])
+    place = broken.place
+    beside = rows.new()
+    assert rows.read([Read(rows, beside, ids(1, 8), 8), Read(rows, broken, ids(2, 3))])[0] == alone(llm, [ids(1, 8)])[0]
+    del broken
+    again = rows.new()
+    assert again.place == place
+    assert rows.read([Read(rows, again, ids(3, 8), 8), Read(rows, beside, ids(4, 2), 2)])[0] == alone(llm, [ids(3, 8)])[0]
+
+
+def test_places_are_used_again(llm):
+    rows = Rows(llm, PREFIX)
+    for _ in range(50):
+        held = [rows.new() for _ in range(3)]
+        rows.read([Read(rows, row, ids(1, 4)) for row in held])
+        del held
+        gc.collect()
+    assert rows._table.shape[2:4] == (4, COLUMNS)
+
+
+def test_a_read_that_fails_can_be_repeated(llm, monkeypatch):
+    rows = Rows(llm, PREFIX)
+    row = rows.new()
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "_first_choices", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rows.read([Read(rows, row, ids(1, 9), 9)])
+    assert rows.read([Read(rows, row, ids(1, 9), 9)]) == alone(llm, [ids(1, 9)])
+
+
+def test_writing_behind_a_row_is_writing_behind_a_cache(llm):
+    rows = Rows(llm, PREFIX)
+    row = rows.new()
+
+    def answer():
+        written = writing(row.drop, ids(1, 5), ids(2, 4), 12, 300)
+        best = None
+        while True:
+            new, num_wanted = written.send(best)
+            (best,) = rows.read([Read(rows, row, new, num_wanted)])
+
+    with pytest.raises(StopIteration) as done:
+        answer()
+    with torch.inference_mode():
+        cache = read(llm, llm.get_input_embeddings()(torch.tensor([PREFIX])))[1]
+    assert done.value.value == write_greedily(llm, cache, ids(1, 5), ids(2, 4), 12, 300)
+    assert row.length == cache.get_seq_length()
