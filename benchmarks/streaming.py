@@ -6,8 +6,9 @@ them, and what was taken back of the text before is verified as a draft. `re-fee
 it reads all speech embeddings so far, the prompt around them and the kept text from nothing, and then writes with keys and values of that
 one text. `re-feed, re-encode` also runs features and encoder over all audio so far, under the mask that gives a stream's frames.
 `re-feed, generate` is `re-feed` with transformers' generate. In fp32 all must write the same texts; in bf16, where sums in another order may
-change an id, `same texts` says how many are those of `ours`. Tokens and passes are counted where the language model is entered, over all
-partials and the final text; `per new token` divides the tokens by speech embeddings and ids of the final text, which nobody can do without.
+change an id, `same texts` says how many are those of `ours`. Partials are not written when nothing new was heard, in no way. Tokens and passes
+are counted where the language model is entered, for all partials and the final text; `per new token` divides the tokens by the embeddings of
+speech and the ids of the final text, which nobody can do without.
 The second table is the final text alone, when all speech has been read: the last partial verified as a draft, plain greedy writing behind
 the same keys and values, and generate from nothing. `ids differ`: of the ids of the plain text, those that the model would not choose when
 it reads the text in one pass, as verification does. Each round is another recording; the first is followed once before the clock starts.
@@ -167,6 +168,7 @@ def stream_rows(length_s: float, rounds: Sequence[Round]) -> list[dict[str, Any]
             {
                 "audio_s": length_s,
                 "way": way,
+                "partials": statistics.mean(one.num_written for one in own),
                 "tokens": statistics.mean(one.tokens for one in own),
                 "tokens_to_re-feed": sum(one.tokens for one in own) / sum(one.tokens for one in again),
                 "per_new_token": sum(one.tokens for one in own) / new,

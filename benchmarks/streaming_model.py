@@ -23,6 +23,8 @@ from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, read_samples
 from nim4.corpus.manifest import load_cuts
 from nim4.decode import streaming
+from nim4.decode.offline import features_of
+from nim4.decode.streaming import DEPLOYED
 from nim4.model.asr import SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import count_parameters
 from nim4.model.llm import writing
@@ -118,13 +120,19 @@ def load_measured(args: argparse.Namespace) -> Measured:
 
 
 def talkative(model: SpeechLlm) -> SpeechLlm:
-    """Random weights that hear a new phoneme in every chunk of noise, and whose language model repeats itself."""
-    x = torch.randn(1, 400, 80, generator=torch.Generator().manual_seed(SEED)).to(model.acoustic.mean.device)
+    """Random weights that hear new phonemes in every chunk of noise, and whose language model repeats itself."""
+    x, x_lens = features_of([noise(SEED, 10 * SAMPLING_RATE_HZ)], model.acoustic.mean.device)
     with torch.no_grad():
         model.llm.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)
-        frames, _ = model.encode(x, torch.tensor([400], device=x.device))
-        model.acoustic.head.layers[-1].bias.sub_(model.acoustic.head.layers(frames)[0].mean(0))
+        model.acoustic.set_normalisation(x[0].mean(0), x[0].std(0))
+        frames, _ = model.acoustic.encoder(model.acoustic.normalise(x), x_lens, DEPLOYED)
+        model.acoustic.head.layers[-1].bias.sub_(model.acoustic.head.layers(frames)[0].mean(0))  # no phoneme is the best of all frames
     return model
+
+
+def noise(number: int, count: int) -> np.ndarray:
+    """(count,) float32 samples, the same ones for the same number."""
+    return 0.1 * np.random.default_rng([SEED, number]).standard_normal(count, dtype=np.float32).clip(-9, 9)
 
 
 class Recordings:
@@ -136,11 +144,11 @@ class Recordings:
 
     def samples(self, number: int, length_s: float) -> np.ndarray:
         """(N,) float32 in [-1, 1] at 16 kHz; a longer one of the same number begins with the shorter. Raises RecipeError when clips are too few."""
-        rng, wanted = np.random.default_rng([SEED, number]), round(length_s * SAMPLING_RATE_HZ)
+        wanted = round(length_s * SAMPLING_RATE_HZ)
         if self._path is None:
-            return 0.1 * rng.standard_normal(wanted, dtype=np.float32).clip(-9, 9)
+            return noise(number, wanted)
         pieces, count = [], 0
-        for place in rng.permutation(len(self._clips)):
+        for place in np.random.default_rng([SEED, number]).permutation(len(self._clips)):
             pieces.append(read_samples(self._clips[place]))
             count += len(pieces[-1])
             if count >= wanted:

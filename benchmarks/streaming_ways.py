@@ -45,7 +45,8 @@ class Followed:
 
     Attributes:
         stream: as it was left.
-        texts: of each chunk, and the final one.
+        texts: after each chunk, and the final one.
+        num_written: partials, the others were skipped.
         chunk_ms: from the chunk's samples to its text.
         final_ms: from the end of speech to the final text.
         tokens, passes: of the language model, all partials and the final text.
@@ -55,6 +56,7 @@ class Followed:
     texts: list[str] = field(default_factory=list)
     chunk_ms: list[float] = field(default_factory=list)
     final_ms: float = 0.0
+    num_written: int = 0
     tokens: int = 0
     passes: int = 0
 
@@ -121,11 +123,12 @@ class ReadAgain:
     Attributes:
         ids: of the last partial.
         speech: (1, A, D) embeddings so far.
+        num_written: partials.
     """
 
     def __init__(self, model: SpeechLlm, ear: CachedEncoder | EncoderFromNothing, write: Write):
         self._model, self._ear, self._write = model, ear, write
-        self._num_kept = self._spoken_chunks = self._written_phones = 0
+        self._num_kept = self._spoken_chunks = self._written_phones = self.num_written = 0
         self.ids: list[int] = []
         self.speech: Tensor
 
@@ -141,6 +144,7 @@ class ReadAgain:
             if self._spoken_chunks >= FREE_CHUNKS:
                 self._num_kept = num_kept_tokens(self._model.tokenizer, self.ids, self._num_kept)
             self._written_phones = num_phones
+            self.num_written += 1
         return self._text(self.ids).rstrip(streaming.CUT_CHARACTER).strip()
 
     @torch.inference_mode()
@@ -162,10 +166,13 @@ class Ours:
 
     def __init__(self, model: SpeechLlm):
         self._session = Recogniser(model).session()
+        self.num_written = 0
 
     def partial(self, samples: np.ndarray) -> str:
         self._session.append(samples)
-        return self._session.partial().text
+        hypothesis = self._session.partial()
+        self.num_written = hypothesis.revision
+        return hypothesis.text
 
     def final(self, samples: np.ndarray) -> str:
         self._session.append(samples)
@@ -204,5 +211,6 @@ def follow(way: str, model: SpeechLlm, pieces: Sequence[np.ndarray], rest: np.nd
     started_s = time.perf_counter()
     followed.texts.append(stream.final(rest))
     followed.final_ms = 1000 * (time.perf_counter() - started_s)
+    followed.num_written = stream.num_written
     followed.tokens, followed.passes = meter.tokens - tokens, meter.passes - passes
     return followed

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from common import keep, make_record, parser_for
 from streaming_model import Measured, Recordings, add_model_options, load_measured
-from streaming_ways import in_chunks
+from streaming_ways import Meter, in_chunks
 
 import nim4.stage
 from nim4.config import RecipeError
@@ -191,12 +191,13 @@ def speak(speakers: Sequence[Speaker], plans: Sequence[Iterator[tuple[float, np.
         time.sleep(0.01)
 
 
-def held(measured: Measured, said: Sequence[Said], count: int, way: str, args: argparse.Namespace) -> dict[str, Any]:
+def held(measured: Measured, meter: Meter, said: Sequence[Said], count: int, way: str, args: argparse.Namespace) -> dict[str, Any]:
     """A line of the table: `count` speakers at once."""
     began_s = time.perf_counter() + 0.5
     measure = Measure(began_s + args.warm_up_s, began_s + args.warm_up_s + args.seconds)
     thread, pause_s = ModelThread(measure.steps.append), said[0].length_s * PAUSE_SHARE / (1 - PAUSE_SHARE)
     recogniser = thread.submit(Recogniser, measured.model).result()
+    passes = meter.passes
     speakers = [Speaker(thread, recogniser, way, measure) for _ in range(count)]
     cycle_s = said[0].length_s + pause_s
     plans = [schedule(said, number, began_s, cycle_s * number / count, pause_s) for number in range(count)]
@@ -220,7 +221,9 @@ def held(measured: Measured, said: Sequence[Said], count: int, way: str, args: a
         "final_p50_ms": float(np.percentile(final, 50)),
         "final_p95_ms": float(np.percentile(final, 95)),
         "partials_per_s": len(measure.lag) / args.seconds,
-        "sessions_per_step": float(np.mean(measure.steps)) if way == TOGETHER else 1.0,
+        "steps_per_s": len(measure.steps) / (time.perf_counter() - began_s) if measure.steps else "-",
+        "sessions_per_step": float(np.mean(measure.steps)) if measure.steps else 1.0,
+        "passes_per_step": (meter.passes - passes) / len(measure.steps) if measure.steps else "-",
     }
 
 
@@ -232,14 +235,14 @@ def main() -> None:
         expected = "numbers above 0, and utterances of more than a chunk"
         raise RecipeError("--streams, --seconds, --utterance-s, --warm-up-s", expected=expected, found=found, fix="correct them")
     measured = load_measured(args)
-    recordings = Recordings(measured)
+    recordings, meter = Recordings(measured), Meter(measured.model.llm)
     said = [Said(*in_chunks(measured.model, recordings.samples(number, args.utterance_s))) for number in range(NUM_RECORDINGS)]
     rows: list[dict[str, Any]] = []
     kept = None
     ways = [TOGETHER, ALONE]
     for count in sorted(args.streams):
         for way in list(ways):
-            row = held(measured, said, count, way, args)
+            row = held(measured, meter, said, count, way, args)
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
             if row["holds"] == "no":

@@ -5,6 +5,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,68 @@ def test_tokens_are_counted_where_the_language_model_is_entered(load_module, mod
     assert (meter.tokens, meter.passes) == (counts.read_tokens + len(model.prompt.prefix), counts.passes + 1)
     followed = ways.follow(ways.OURS, model, pieces, rest, meter)
     assert (followed.tokens, followed.passes) == (meter.tokens / 2, meter.passes / 2)
+
+
+def test_streams_held(benchmark_tables):
+    options = ["--size", "ci", "--device", "cpu", "--streams", 2, "--seconds", 2, "--warm-up-s", 1, "--utterance-s", 2]
+    (record,) = benchmark_tables("streams_held", *options)
+    assert [(row["streams"], row["way"]) for row in record["rows"]] == [(2, "together"), (2, "one by one")]
+    for row in record["rows"]:
+        assert 0 < row["lag_p50_ms"] <= row["lag_p95_ms"] <= row["lag_max_ms"]
+        assert row["final_p50_ms"] > 0 < row["partials_per_s"]
+    assert record["rows"][0]["sessions_per_step"] >= 1
+
+
+@pytest.fixture
+def streams_held(load_module, monkeypatch):
+    """The module, and a function that measures one stream with the work of the model replaced."""
+    module = load_module("streams_held")
+
+    def run(hear, monkeypatch=monkeypatch):
+        streaming_model, ways = load_module("streaming_model"), load_module("streaming_ways")
+        args = module.build_parser().parse_args(["--size", "ci", "--device", "cpu", "--seconds", "1", "--warm-up-s", "0"])
+        measured = streaming_model.load_measured(args)
+        said = [module.Said([np.zeros(10_800, np.float32)], np.zeros(100, np.float32))]
+        monkeypatch.setattr(module.StreamingSession, "hearing", hear)
+        return module.held(measured, ways.Meter(measured.model.llm), said, 1, "together", args)
+
+    return module, run
+
+
+def test_streams_that_do_not_fit_are_told_and_faults_are_not_hidden(streams_held):
+    def out_of_memory(session, samples, ends):
+        raise torch.OutOfMemoryError
+        yield
+
+    def broken(session, samples, ends):
+        raise ArithmeticError("a bug")
+        yield
+
+    _, run = streams_held
+    row = run(out_of_memory)
+    assert (row["way"], row["holds"]) == ("together: out of memory", "no")
+    with pytest.raises(ArithmeticError, match="a bug"):
+        run(broken)
+
+
+def test_streams_that_are_late_are_not_held(streams_held, monkeypatch):
+    def slow(session, samples, ends):
+        time.sleep(0.7)
+        return
+        yield
+
+    assert streams_held[1](slow)["holds"] == "no"
+
+
+def test_speakers_begin_at_different_places_and_never_go_back(streams_held):
+    module, _ = streams_held
+    said = [module.Said([np.full(16_000, number, np.float32) for number in range(4)], np.zeros(8_000, np.float32))]
+    for phase_s, first_s, num_pieces in ((0.0, 1.0, 4), (2.0, 1.0, 3), (4.4, 1.0, 1), (5.0, 2.5, 4)):
+        plan = module.schedule(said, 0, 0.0, phase_s, 1.5 + 0.5)  # an utterance of 4.5 s and a pause of 2 s
+        items = [next(plan) for _ in range(12)]
+        assert [at_s for at_s, _, _ in items] == sorted(at_s for at_s, _, _ in items)
+        assert (items[0][0], items[0][1][0]) == (first_s, 0.0), "an utterance begins with its first piece"
+        assert [ends for _, _, ends in items].index(True) == num_pieces
 
 
 @pytest.fixture
