@@ -16,6 +16,7 @@ from nim4.config import VadConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.decode.encoder import spoken
 from nim4.decode.streaming import Hypothesis, Recogniser, StreamingSession
+from nim4.decode.together import Work, alone
 from nim4.decode.vad import VadEvent, VoiceActivity
 
 
@@ -81,14 +82,22 @@ class Cutter:
         Raises:
             ValueError: if they are of another shape, type or scale; the stream goes on without them.
         """
-        events = self._activity.push(samples)
+        return alone(self.pushing(samples))
+
+    def finish(self) -> list[Step]:
+        """What the end of the stream makes known."""
+        return alone(self.finishing())
+
+    def pushing(self, samples: np.ndarray) -> Work[list[Step]]:
+        """`push` as work for nim4/decode/together.py."""
+        events = yield from self._activity.pushing(samples)
         self.kept = np.concatenate([self.kept, samples.astype(np.float32)])
         steps = self._follow(events)
         return [*steps, *self._pass(self._activity.settled, self.speaking)]
 
-    def finish(self) -> list[Step]:
-        """What the end of the stream makes known."""
-        return self._follow(self._activity.finish())
+    def finishing(self) -> Work[list[Step]]:
+        """`finish` as such work."""
+        return self._follow((yield from self._activity.finishing()))
 
     def _follow(self, events: Sequence[VadEvent]) -> list[Step]:
         steps = []

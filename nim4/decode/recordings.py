@@ -23,9 +23,12 @@ from nim4.decode.hotword import HotwordIndex, HotwordView
 from nim4.decode.hotword_hints import MAX_HINTS, Hints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
 from nim4.decode.offline import features_of
+from nim4.decode.streaming import Adapt
+from nim4.decode.together import Work
 from nim4.decode.vad import segments_by_piece
-from nim4.model.asr import SpeechLlm
+from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.ctc import forced_align
+from nim4.model.rows import Read, Rows, write
 
 BATCH_S = 60.0  # padded audio decoded at once; the texts do not depend on it
 MAX_CUE_S = 7.0  # ours: of a subtitle; longer ones do not fit the screen
@@ -70,6 +73,7 @@ class Transcriber:
         max_hints: per segment, the given ones included.
         vad: how recordings are cut.
         with_words: whether words are timed.
+        rows: of the model, for `decoding`.
     """
 
     def __init__(
@@ -83,10 +87,11 @@ class Transcriber:
         max_hints: int = MAX_HINTS,
         vad: VadConfig | None = None,
         with_words: bool = True,
+        rows: Rows | None = None,
     ):
         self._model, self._inventory, self._hotwords, self._limits = model, inventory, hotwords, limits
         self._given, self._max_hints, self._vad = given, max_hints, vad or VadConfig()
-        self._lexicon = Lexicon() if with_words else None
+        self._lexicon, self._rows = Lexicon() if with_words else None, rows
 
     def transcribe(self, samples: np.ndarray) -> list[Segment]:
         """The segments of a recording, in order; none where nobody speaks.
@@ -109,20 +114,36 @@ class Transcriber:
     @torch.inference_mode()
     def decode(self, samples: np.ndarray, places: Sequence[tuple[int, int]]) -> list[Segment]:
         """The segments at these places of a recording, as one batch; none depends on the others."""
-        model, segments = self._model, []
-        frames, lens = model.encode(*features_of([samples[start:end] for start, end in places], model.acoustic.mean.device))
+        model = self._model
+        frames, lens = self._encode(samples, places)
         log_probs = [row[:length] for row, length in zip(model.acoustic.head(frames).cpu().numpy(), lens.tolist(), strict=True)]
         hints = [self._hints(row) for row in log_probs]
         texts = model.write(*model.adaptor(frames, lens), hints=hints)
-        for (start, end), row, text, own in zip(places, log_probs, texts, hints, strict=True):
-            start_s, end_s, words, untimed = start / SAMPLING_RATE_HZ, end / SAMPLING_RATE_HZ, None, None
-            if self._lexicon is not None:
-                try:
-                    words = tuple(word_times(text, row, self._lexicon, self._inventory, start_s, end_s))
-                except ValueError as error:
-                    untimed = str(error)
-            segments.append(Segment(start_s, end_s, text, words, untimed, tuple(own)))
-        return segments
+        return [self._segment(*parts) for parts in zip(places, log_probs, texts, hints, strict=True)]
+
+    def decoding(self, samples: np.ndarray, place: tuple[int, int]) -> Work[Segment]:
+        """The same for one segment as work for nim4/decode/together.py, so that streams need not wait until all of it is written."""
+        model, rows = self._model, self._rows
+        frames, _ = self._encode(samples, [place])
+        log_probs = model.acoustic.head(frames)[0].cpu().numpy()
+        hints, row = self._hints(log_probs), rows.new()
+        speech = yield Adapt(model, frames)
+        yield Read(rows, row, speech)
+        written = yield from write(rows, row, model.prompt.suffix(hints), (), max_answer_tokens(len(speech)), model.prompt.end)
+        return self._segment(place, log_probs, model.tokenizer.decode(written.ids, skip_special_tokens=True).strip(), hints)
+
+    def _encode(self, samples: np.ndarray, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._model.encode(*features_of([samples[start:end] for start, end in places], self._model.acoustic.mean.device))
+
+    def _segment(self, place: tuple[int, int], log_probs: np.ndarray, text: str, hints: Sequence[str]) -> Segment:
+        start_s, end_s = (sample / SAMPLING_RATE_HZ for sample in place)
+        words, untimed = None, None
+        if self._lexicon is not None:
+            try:
+                words = tuple(word_times(text, log_probs, self._lexicon, self._inventory, start_s, end_s))
+            except ValueError as error:
+                untimed = str(error)
+        return Segment(start_s, end_s, text, words, untimed, tuple(hints))
 
     def _hints(self, log_probs: np.ndarray) -> list[str]:
         if self._hotwords is None:

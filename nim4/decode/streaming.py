@@ -38,8 +38,8 @@ from nim4.decode.processes import in_processes
 from nim4.decode.together import Work, alone, run
 from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.conformer import Context
-from nim4.model.llm import Written, writing
-from nim4.model.rows import Read, Rows
+from nim4.model.llm import Written
+from nim4.model.rows import Read, Rows, write
 
 ROLLBACK_TOKENS = 5  # paper, section 3.6
 FREE_CHUNKS = 2  # paper, section 3.6: nothing of their texts is kept
@@ -314,15 +314,7 @@ class StreamingSession:
         self._counts.refreshed += 1
 
     def _write(self, ids: Sequence[int], draft: Sequence[int], limit: int) -> Work[Written]:
-        rows, row, best = self._recogniser.rows, self._row, None
-        work = writing(row.drop, ids, draft, limit, self._model.prompt.end)
-        while True:
-            try:
-                new, num_wanted = work.send(best)
-            except StopIteration as end:
-                written: Written = end.value
-                break
-            best = yield Read(rows, row, new, num_wanted)
+        written = yield from write(self._recogniser.rows, self._row, ids, draft, limit, self._model.prompt.end)
         self._counts.read_tokens += written.tokens_read
         self._counts.passes += written.passes
         return written

@@ -2,6 +2,8 @@
 
     samples -> windows of 32 ms -> probability of speech -> started / stopped, the same for any split of the samples
 
+Streams may be heard together (nim4/decode/together.py): alone, each window is far too little work for what it costs to ask for it.
+
 The network is small: it is written out here, for 16 kHz, and its weights are read from the wheel of silero-vad without importing that
 package, which would set torch's threads to one for everybody. Its own TorchScript takes twice the time, and keeps the state of one stream.
 Source: silero-vad 6.2.3 (MIT), `silero_vad.jit` (the wheel's safetensors file holds weights of another version); rules: its VADIterator,
@@ -10,7 +12,7 @@ and ours where VadConfig says so.
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from nim4.config import RecipeError, VadConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ, checked_samples
+from nim4.decode.together import Work, alone
 
 WINDOW_SAMPLES = 512  # silero's, at 16 kHz
 CONTEXT_SAMPLES = 64  # of the window before, which the network sees again
@@ -40,14 +43,18 @@ class _Silero(nn.Module):
         self.rnn = nn.LSTMCell(128, 128)
         self.decoder = nn.Conv1d(128, 1, 1)
 
-    def forward(self, window: Tensor, state: tuple[Tensor, Tensor]) -> tuple[float, tuple[Tensor, Tensor]]:
-        """(576,) float32 samples and the state before them, two of (1, 128) -> probability of speech, and the state behind them."""
-        spectrum = self.stft(F.pad(window[None, None], (0, CONTEXT_SAMPLES), mode="reflect"))
+    def forward(self, windows: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, N, 576) float32 samples and the states before them, two of (B, 128) -> (B, N) probabilities of speech, and the states behind."""
+        spectrum = self.stft(F.pad(windows.flatten(0, 1)[:, None], (0, CONTEXT_SAMPLES), mode="reflect"))
         x = (spectrum[:, :129].square() + spectrum[:, 129:].square()).sqrt()
         for conv in self.encoder:
             x = conv(x).relu_()
-        state = self.rnn(x[..., 0], state)
-        return float(self.decoder(state[0].relu()[..., None]).sigmoid()), state
+        outputs = []
+        for frame in x[..., 0].unflatten(0, windows.shape[:2]).unbind(1):
+            state = self.rnn(frame, state)
+            outputs.append(state[0])
+        x = torch.stack(outputs, 1).relu().flatten(0, 1)[..., None]
+        return self.decoder(x).sigmoid().view(windows.shape[:2]), state
 
 
 @functools.cache
@@ -68,6 +75,26 @@ def _silero() -> _Silero:
     return network.eval().requires_grad_(False)
 
 
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Windows of a stream, (N, 576) float32, in which somebody may speak, and the state before them."""
+
+    windows: Tensor
+    state: tuple[Tensor, Tensor]
+
+    @property
+    def kind(self) -> Hashable:
+        """What can be done together."""
+        return Probe, len(self.windows)
+
+    @staticmethod
+    def together(probes: Sequence["Probe"]) -> list[tuple[list[float], tuple[Tensor, Tensor]]]:
+        """Probabilities of speech, and the state behind."""
+        state = (torch.cat([probe.state[part] for probe in probes]) for part in (0, 1))
+        probabilities, (first, second) = _silero()(torch.stack([probe.windows for probe in probes]), tuple(state))
+        return list(zip(probabilities.tolist(), zip(first.split(1), second.split(1), strict=True), strict=True))
+
+
 class SpeechProbability:
     """Probability of speech in each window of a stream, on the CPU.
 
@@ -76,17 +103,16 @@ class SpeechProbability:
     """
 
     def __init__(self) -> None:
-        self._network = _silero()
+        _silero()
         self._context = torch.zeros(CONTEXT_SAMPLES)
         self._state = (torch.zeros(1, 128), torch.zeros(1, 128))
 
-    @torch.inference_mode()
-    def __call__(self, window: Tensor) -> float:
-        """Takes the next (512,) float32 samples in [-1, 1] at 16 kHz."""
-        seen = torch.cat([self._context, window])
-        probability, self._state = self._network(seen, self._state)
-        self._context = seen[-CONTEXT_SAMPLES:]
-        return probability
+    def hear(self, windows: Tensor) -> Work[list[float]]:
+        """Takes the next (N, 512) float32 samples in [-1, 1] at 16 kHz, N at least 1."""
+        before = torch.cat([self._context[None], windows[:-1, -CONTEXT_SAMPLES:]])
+        self._context = windows[-1, -CONTEXT_SAMPLES:].clone()
+        probabilities, self._state = yield Probe(torch.cat([before, windows], 1), self._state)
+        return probabilities
 
 
 @dataclass(frozen=True)
@@ -144,31 +170,44 @@ class VoiceActivity:
             ValueError: if they are of another shape, type or scale; the stream goes on without them.
             RuntimeError: after `finish`.
         """
+        return alone(self.pushing(samples))
+
+    def finish(self) -> list[VadEvent]:
+        """The events that the end of the stream completes."""
+        return alone(self.finishing())
+
+    def pushing(self, samples: np.ndarray) -> Work[list[VadEvent]]:
+        """`push` as work for nim4/decode/together.py."""
         if self._finished:
             raise RuntimeError("push() came after finish(): a new stream needs a new VoiceActivity")
         x = torch.cat([self._waiting, checked_samples(samples, SAMPLING_RATE_HZ)])
         whole = len(x) - len(x) % WINDOW_SAMPLES
         self._waiting = x[whole:].clone()
-        return [event for window in x[:whole].split(WINDOW_SAMPLES) for event in self._hear(window)] if whole else []
+        return (yield from self._hear_all(x[:whole]))
 
-    def finish(self) -> list[VadEvent]:
-        """The events that the end of the stream completes."""
+    def finishing(self) -> Work[list[VadEvent]]:
+        """`finish` as such work."""
         if self._finished:
             raise RuntimeError("finish() came twice: a new stream needs a new VoiceActivity")
         self._finished = True
         total = self._heard + len(self._waiting)
-        events: list[VadEvent] = []
-        if len(self._waiting):
-            events = self._hear(F.pad(self._waiting, (0, WINDOW_SAMPLES - len(self._waiting))))
+        events = yield from self._hear_all(F.pad(self._waiting, (0, -len(self._waiting) % WINDOW_SAMPLES)))
         if self._start is not None:
             events.append(self._stop(self._heard if self._silence is None else self._silence + self._padding_behind))
         return [VadEvent(event.kind, min(event.sample, total)) for event in events]
 
-    def _hear(self, window: Tensor) -> list[VadEvent]:
+    def _hear_all(self, samples: Tensor) -> Work[list[VadEvent]]:
+        if not len(samples):
+            return []
+        windows = samples.view(-1, WINDOW_SAMPLES)
+        probabilities = yield from self._probability.hear(windows)
+        energies = windows.square().sum(1).tolist()
+        return [event for energy, probability in zip(energies, probabilities, strict=True) for event in self._hear(energy, probability)]
+
+    def _hear(self, energy: float, probability: float) -> list[VadEvent]:
         config, start = self._config, self._heard
-        probability = self._probability(window)
         self._heard += WINDOW_SAMPLES
-        self._energies = [*self._energies[1 - QUIET_WINDOWS :], float(window.square().sum())]
+        self._energies = [*self._energies[1 - QUIET_WINDOWS :], energy]
         if self._start is None:
             return self._outside(start, probability >= config.threshold)
         if probability >= config.threshold:

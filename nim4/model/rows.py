@@ -8,12 +8,15 @@ Ours: padding on the left, as for whole batches, would move every row in every p
 the keys and values of the rows that read, up to the longest of them, which is little beside what it computes.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nim4.model.graphs import WIDTHS, Graphs
+from nim4.model.llm import Written, writing
 
 COLUMNS = 64  # a table grows by so many at least
 ALIGNED = 16  # columns: what a pass sees is a multiple, as fast kernels want it
@@ -79,22 +82,39 @@ class Rows:
         self._table = weight.new_zeros(config.num_hidden_layers, 2, 1, COLUMNS, config.num_key_value_heads, head_dim)
         self._max_padding = MAX_PADDING.get(weight.device.type, 0)
         self._free = [0]
+        self._graphs: Graphs | None = None
         self._prefix = self._table[:, :, 0, :0]
         row = self.new()
         self.read([Read(self, row, prefix)])
         self._prefix = self._table[:, :, row.place, : row.length].clone()
+        self._spare = self.new() if weight.is_cuda else None  # for padding
+        self._graphs = None if self._spare is None else Graphs(self._forward, self._spare.place)
 
     @torch.inference_mode()
     def new(self) -> Row:
         """A row that has read the prefix."""
         if not self._free:
-            num_rows = self._table.shape[2]
-            self._grow(2 * num_rows, self._table.shape[3])
-            self._free += range(num_rows, 2 * num_rows)
+            self.reserve(2 * self._table.shape[2], 0)
         place, length = self._free.pop(), self._prefix.shape[2]
         self._table[:, :, place, length:] = 0  # another's broken numbers would break sums, even where they count nothing
         self._table[:, :, place, :length] = self._prefix
         return Row(place, length, self._free)
+
+    @torch.inference_mode()
+    def reserve(self, num_rows: int, num_columns: int) -> None:
+        """Makes room for so many rows of so many tokens, so that it need not be made later; what there is stays."""
+        layers, both, old_rows, old_columns, *heads = self._table.shape
+        if num_rows <= old_rows and num_columns <= old_columns:
+            return
+        num_rows = max(num_rows, old_rows)
+        if num_columns > old_columns:
+            num_columns = -(-max(num_columns, old_columns * 5 // 4) // COLUMNS) * COLUMNS
+        table = self._table.new_zeros(layers, both, num_rows, max(num_columns, old_columns), *heads)
+        table[:, :, :old_rows, :old_columns] = self._table
+        self._table = table
+        self._free += range(old_rows, num_rows)
+        if self._graphs is not None:
+            self._graphs.forget()
 
     @torch.inference_mode()
     def read(self, reads: Sequence[Read]) -> list[list[int]]:
@@ -122,9 +142,10 @@ class Rows:
     def _pass(self, reads: Sequence[Read]) -> list[list[int]]:
         embed, device = self._model.get_input_embeddings(), self._table.device
         num_new = len(reads[-1].what)
+        if self._graphs is not None and num_new <= WIDTHS[-1]:
+            num_new = next(width for width in WIDTHS if width >= num_new)
         num_columns = max(read.row.length for read in reads) + num_new
-        if num_columns > self._table.shape[3]:
-            self._grow(self._table.shape[2], -(-max(num_columns, self._table.shape[3] * 5 // 4) // COLUMNS) * COLUMNS)
+        self.reserve(0, num_columns)
         places, lens = torch.tensor([(read.row.place, read.row.length) for read in reads], device=device).T
         ids = [[*read.what] + [0] * (num_new - len(read.what)) if isinstance(read.what, list) else [0] * num_new for read in reads]
         embeds = embed(torch.tensor(ids, device=device))
@@ -132,11 +153,19 @@ class Rows:
             if isinstance(read.what, Tensor):
                 row[: len(read.what)] = read.what
         positions = lens[:, None] + torch.arange(num_new, device=device)
-        columns = torch.arange(min(-(-num_columns // ALIGNED) * ALIGNED, self._table.shape[3]), device=device)
-        seen = columns <= positions[:, None, :, None]
-        view = _View(self._table, places, positions, len(columns), reads[0].row if len(reads) == 1 else None)
+        if self._graphs is not None and num_new in WIDTHS:
+            hidden = self._graphs(embeds, places, positions, num_columns, self._table.shape[3])
+        else:
+            alone = reads[0].row if len(reads) == 1 else None
+            hidden = self._forward(embeds, places, positions, min(-(-num_columns // ALIGNED) * ALIGNED, self._table.shape[3]), alone)
+        return self._first_choices(hidden, reads)
+
+    def _forward(self, embeds: Tensor, places: Tensor, positions: Tensor, num_columns: int, alone: Row | None = None) -> Tensor:
+        """(B, N, D) hidden states of what rows read; their keys and values are taken into the table."""
+        seen = torch.arange(num_columns, device=embeds.device) <= positions[:, None, :, None]
+        view = _View(self._table, places, positions, num_columns, alone)
         out = self._model.model(inputs_embeds=embeds, attention_mask=seen, position_ids=positions, past_key_values=view, use_cache=True)
-        return self._first_choices(out.last_hidden_state, reads)
+        return out.last_hidden_state
 
     def _first_choices(self, hidden: Tensor, reads: Sequence[Read]) -> list[list[int]]:
         """Behind the last tokens of each row, as many as it wants: of (B, N, D) hidden states, padded on the right."""
@@ -147,11 +176,16 @@ class Rows:
         best = iter(self._model.lm_head(hidden[rows, places]).argmax(-1).tolist())
         return [[next(best) for _ in range(read.num_wanted)] for read in reads]
 
-    def _grow(self, num_rows: int, num_columns: int) -> None:
-        layers, both, old_rows, old_columns, *heads = self._table.shape
-        table = self._table.new_zeros(layers, both, num_rows, num_columns, *heads)
-        table[:, :, :old_rows, :old_columns] = self._table
-        self._table = table
+
+def write(rows: Rows, row: Row, ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Generator[Read, list[int], Written]:
+    """`writing` behind what a row has read, as work for nim4/decode/together.py."""
+    work, best = writing(row.drop, ids, draft, limit, end), None
+    while True:
+        try:
+            new, num_wanted = work.send(best)
+        except StopIteration as done:
+            return done.value
+        best = yield Read(rows, row, new, num_wanted)
 
 
 class _View:

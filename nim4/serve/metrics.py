@@ -19,7 +19,7 @@ HISTOGRAMS = {
     "chunk_seconds": (BUCKETS_S, "from the arrival of a chunk's last sample to its text, seconds"),
     "final_seconds": (BUCKETS_S, "from the end of speech to the final text, seconds"),
     "transcription_seconds": (BUCKETS_S, "a whole recording, waiting included, seconds"),
-    "step_sessions": (SIZES, "streams that one step of the model served together"),
+    "step_sessions": (SIZES, "streams, and segments of uploads, that one step of the model served together"),
 }
 GAUGES = {"sessions": "streams that are open", "uploads": "recordings that are being read or recognised", "model_jobs": "jobs that wait or run"}
 

@@ -1,4 +1,4 @@
-"""The one thread that does all model work: what streams hear, together; everything else one by one, in between."""
+"""A thread that does all work of a model: what streams hear and what is written for uploads, together; the rest one by one, in between."""
 
 import queue
 import threading
@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from nim4.decode.streaming import Hypothesis, Job
-from nim4.decode.together import Task, step
+from nim4.decode.together import Task, Work, step
 
 
 class ModelThread:
@@ -16,13 +16,13 @@ class ModelThread:
     Whatever waits when a step ends takes part in the next one, so nobody waits for another's text, only for a step of those that are there.
 
     Args:
-        on_step: told, in this thread, how many sessions take part in a step.
+        on_step: told, in this thread, how many pieces of work take part in a step.
     """
 
-    def __init__(self, on_step: Callable[[int], None]):
+    def __init__(self, on_step: Callable[[int], None] = lambda num_pieces: None):
         self._on_step = on_step
         self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._going: list[tuple[Task[Hypothesis], Future[Hypothesis]]] = []
+        self._going: list[tuple[Task[Any], Future[Any]]] = []
         self._lock = threading.Lock()
         self._open = True
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -43,12 +43,16 @@ class ModelThread:
         return future
 
     def hear(self, job: Job) -> Future[Hypothesis]:
-        """Does a job, together with those of other sessions. Raises RuntimeError after `shutdown`."""
-        future: Future[Hypothesis] = Future()
+        """Does a session's job as `do`."""
+        return self.do(job.session.hearing(job.samples, job.ends))
+
+    def do(self, work: Work[Any]) -> Future[Any]:
+        """Does a piece of work, together with that of others. Raises RuntimeError after `shutdown`."""
+        future: Future[Any] = Future()
 
         def begin() -> None:
             if self._begins(future):
-                self._going.append((Task(job.session.hearing(job.samples, job.ends)), future))
+                self._going.append((Task(work), future))
 
         self._put(begin)
         return future

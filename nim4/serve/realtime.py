@@ -213,7 +213,7 @@ class Connection:
         for piece in np.split(samples, range(PIECE_SAMPLES, len(samples), PIECE_SAMPLES)):
             piece = self._turn_to(settings.turn_detection, piece)
             self._heard += len(piece)
-            steps = [Step("speech", self._heard, piece)] if self._cutter is None else await self._service.listen(self._cutter.push, piece)
+            steps = [Step("speech", self._heard, piece)] if self._cutter is None else await self._service.listen(self._cutter.pushing(piece))
             await self._follow(steps, settings, came_s)
         self._behind_s -= audio_s
         self._service.metrics.count("audio_seconds_total", audio_s, kind="stream")
@@ -265,7 +265,7 @@ class Connection:
     async def _end_speech(self, came_s: float) -> None:
         """Ends what is being said, if anything is; what is said next begins another utterance."""
         if self._cutter is not None:
-            await self._follow(await self._service.listen(self._cutter.finish), self._settings, came_s)
+            await self._follow(await self._service.listen(self._cutter.finishing()), self._settings, came_s)
             self._cutter = self._new_cutter()
         elif self._utterance is not None:
             await self._commit_utterance(came_s)

@@ -1,13 +1,13 @@
 """What all connections of a server share: one model, one thread that does its work, the indexes, the limits and the counters.
 
-The model thread does what all streams hear together, step by step: whatever has come when a step ends takes part in the next one. That is
-fair, since a stream has at most one job there, a chunk or a final text, and all uploads together have one, a segment, between two steps. A
-second thread looks for speech, so that the model does not wait for it.
+The model thread does what all of them need together, step by step: whatever has come when a step ends takes part in the next one. That is
+fair, since a stream has at most one job there, a chunk or a final text, and all uploads together have one, a segment. A second thread looks
+for speech, so that the model does not wait for it.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from nim4.decode.hotword import HotwordIndex
 from nim4.decode.listening import Cutter
 from nim4.decode.recordings import Segment, Transcriber
 from nim4.decode.streaming import DEPLOYED, Hypothesis, Job, Recogniser, StreamingSession, new_rows
+from nim4.decode.together import Work, alone
 from nim4.decode.trie import NONE
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import Context
@@ -32,6 +33,8 @@ from nim4.serve.model_thread import ModelThread
 MODEL_NAME = "nim4-asr"
 CHUNKS_MS = (160, 320, 640, 1280)  # whole embeddings of speech; paper, section 3.6: 640
 LEFT_MS = DEPLOYED.chunk_frames * DEPLOYED.left_chunks * ENCODER_FRAME_MS  # what the encoder sees before a chunk, whatever its size
+
+RESERVED_TOKENS = 512  # of a stream on a GPU: 20 s of speech, ten hints, and their text
 
 Result = TypeVar("Result")
 
@@ -62,8 +65,10 @@ class Service:
         self._model, self._inventory = model, inventory
         self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
         self._rows = new_rows(model)
+        if model.acoustic.mean.is_cuda:  # where room that is made later costs time, see nim4/model/graphs.py
+            self._rows.reserve(limits.max_sessions + 2, RESERVED_TOKENS)
         self._thread = ModelThread(lambda num_sessions: self.metrics.observe("step_sessions", num_sessions))
-        self._ears = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ears")
+        self._ears = ModelThread()
         self._one_upload = asyncio.Semaphore(1)
         self.one_reader = asyncio.Semaphore(1)  # of uploads, which take memory while they are unpacked
 
@@ -74,7 +79,7 @@ class Service:
     def _warm_up(self) -> None:
         noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLING_RATE_HZ).clip(-1, 1).astype(np.float32)
         for name in (None, *self.indexes):
-            Transcriber(self._model, self._inventory, hotwords=self.index(name)).decode(noise, [(0, len(noise))])
+            alone(Transcriber(self._model, self._inventory, hotwords=self.index(name), rows=self._rows).decoding(noise, (0, len(noise))))
             session = self._new_session((), name, DEPLOYED.chunk_frames * ENCODER_FRAME_MS)
             session.append(noise)
             session.partial()
@@ -88,7 +93,7 @@ class Service:
     def close(self) -> None:
         """Ends the threads; what waits there is forgotten."""
         self._thread.shutdown()
-        self._ears.shutdown(cancel_futures=True)
+        self._ears.shutdown()
 
     async def run(self, work: Callable[..., Result], *args: Any) -> Result:
         """Runs a function in the model thread. If the caller is cancelled while it waits there, it does not run."""
@@ -105,9 +110,9 @@ class Service:
         finally:
             self.metrics.gauges["model_jobs"] -= 1
 
-    async def listen(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Runs a function that looks for speech, in the thread for that."""
-        return await asyncio.get_running_loop().run_in_executor(self._ears, work, *args)
+    async def listen(self, work: Work[Result]) -> Result:
+        """Looks for speech in the thread for that, together with others."""
+        return await asyncio.wrap_future(self._ears.do(work))
 
     def forget(self, session: StreamingSession) -> None:
         """Ends a session, whatever it has in the model thread."""
@@ -180,13 +185,13 @@ class Service:
         Raises:
             Refused: when the server goes away before it is done.
         """
-        given = {"hotwords": self.index(index), "given": hotwords, "vad": self.vad, "with_words": with_words}
+        given = {"hotwords": self.index(index), "given": hotwords, "vad": self.vad, "with_words": with_words, "rows": self._rows}
         transcriber = Transcriber(self._model, self._inventory, **given)
         pieces = transcriber.places(samples)
-        while (places := await self.listen(next, pieces, None)) is not None:
+        while (places := await asyncio.wrap_future(self._ears.submit(next, pieces, None))) is not None:
             for place in places:
                 async with self._one_upload:
-                    (segment,) = await self.run(transcriber.decode, samples, [place])
+                    segment: Segment = await self._awaited(self._thread.do(transcriber.decoding(samples, place)))
                 yield segment
             if self.ending:
                 raise Refused(503, "draining", "this server is going away", retry_after_s=5)

@@ -68,7 +68,7 @@ def test_the_text_is_that_of_the_library(server, recording):
 def test_words_are_timed_where_that_is_wanted(server, model, recording, monkeypatch):
     samples, _ = recording
     texts = iter(["你好", "3点"] * 2)
-    monkeypatch.setattr(model, "write", lambda speech, lens, hints: [next(texts)])
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, skip_special_tokens: next(texts))
     for wanted, names in ((["word"], {"words", "untimed"}), (["word", "segment"], {"words", "untimed", "segments"})):
         status, body = server.post(file_of(samples), **{"response_format": "verbose_json", "timestamp_granularities[]": wanted})
         assert (status, set(body) - {"task", "language", "duration", "text"}) == (200, names)
@@ -88,14 +88,14 @@ def test_where_nobody_speaks_there_is_no_text(model):
 
 
 def test_a_long_recording_does_not_hold_up_another(server, monkeypatch):
-    decoded, decode = [], Transcriber.decode
+    decoded, decoding = [], Transcriber.decoding
 
-    def slowly(self, samples, places):
+    def slowly(self, samples, place):
         decoded.append(len(samples))
         time.sleep(0.02)
-        return decode(self, samples, places)
+        return (yield from decoding(self, samples, place))
 
-    monkeypatch.setattr(Transcriber, "decode", slowly)
+    monkeypatch.setattr(Transcriber, "decoding", slowly)
     long = threading.Thread(target=server.post, args=(file_of(pcm(40.0)),))
     long.start()
     wait_for(lambda: decoded)
@@ -107,14 +107,14 @@ def test_a_long_recording_does_not_hold_up_another(server, monkeypatch):
 
 
 def test_nobody_works_for_a_client_that_has_gone(server, monkeypatch):
-    decoded, decode = [], Transcriber.decode
+    decoded, decoding = [], Transcriber.decoding
 
-    def counted(self, samples, places):
-        decoded.append(places)
+    def counted(self, samples, place):
+        decoded.append(place)
         time.sleep(0.05)
-        return decode(self, samples, places)
+        return (yield from decoding(self, samples, place))
 
-    monkeypatch.setattr(Transcriber, "decode", counted)
+    monkeypatch.setattr(Transcriber, "decoding", counted)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     parts = [b'name="model"\r\n\r\nnim4-asr', b'name="file"; filename="a"\r\n\r\n' + file_of(pcm(40.0))]
     body = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--x--\r\n"
@@ -126,8 +126,13 @@ def test_nobody_works_for_a_client_that_has_gone(server, monkeypatch):
 
 
 def test_sigterm_ends_a_recording_that_takes_too_long(model, monkeypatch):
-    decode = Transcriber.decode
-    monkeypatch.setattr(Transcriber, "decode", lambda *args: time.sleep(0.1) or decode(*args))
+    decoding = Transcriber.decoding
+
+    def slowly(self, samples, place):
+        time.sleep(0.1)
+        return (yield from decoding(self, samples, place))
+
+    monkeypatch.setattr(Transcriber, "decoding", slowly)
     with RunningServer(model, vad=EVERYTHING, drain_s=0.2) as server:
         answers = []
         upload = threading.Thread(target=lambda: answers.append(server.post(file_of(pcm(40.0)))))
@@ -311,7 +316,7 @@ def test_model_work_holds_up_no_other_answer(server):
 
 def test_a_failure_is_told_and_the_server_stays(server, monkeypatch):
     good = file_of(pcm(0.2))
-    monkeypatch.setattr(Transcriber, "decode", lambda *_: 1 / 0)
+    monkeypatch.setattr(Transcriber, "_encode", lambda *_: 1 / 0)
     assert code_of(server.post(good)) == (500, "server_error")
     monkeypatch.undo()
     assert server.post(good)[0] == 200

@@ -16,6 +16,8 @@ from nim4.corpus.units import PhonemeInventory
 from nim4.decode import recordings, vad
 from nim4.decode.offline import transcripts
 from nim4.decode.recordings import Segment, Transcriber, Word, as_json, as_srt, as_vtt, cues, full_text, word_times
+from nim4.decode.streaming import new_rows
+from nim4.decode.together import run
 from nim4.decode.vad import segments
 
 SHORT = VadConfig(min_silence_s=0.3, padding_s=0.2, max_segment_s=2, cut_search_s=1)
@@ -48,6 +50,8 @@ def test_a_recording_is_the_texts_of_its_segments_in_order(model, monkeypatch):
         assert [(round(segment.start_s * 16_000), round(segment.end_s * 16_000)) for segment in found] == places
         assert [segment.text for segment in found] == [transcripts(model, [samples[a:b]], hints=[["北京"]])[0] for a, b in places]
         assert len({segment.text for segment in found}) > 1
+        together = Transcriber(model, DEFAULT, vad=SHORT, given=["北京"], with_words=False, rows=new_rows(model))
+        assert [task.value() for task in run([together.decoding(samples, place) for place in places])] == found
         assert all((segment.words, segment.untimed, segment.hints) == (None, None, ("北京",)) for segment in found)
 
 

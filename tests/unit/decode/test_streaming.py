@@ -16,7 +16,8 @@ from nim4.decode import streaming
 from nim4.decode.encoder import spoken
 from nim4.decode.streaming import Counts, Event, Hypothesis, Recogniser, num_kept_tokens, on_clock
 from nim4.model.conformer import Context
-from nim4.model.llm import fork, read, write_greedily, writing
+from nim4.model.llm import fork, read, write_greedily
+from nim4.model.rows import write
 from nim4.stage import ROOT
 
 CONTEXT = Context(16, 4)
@@ -130,11 +131,11 @@ def test_every_speech_token_is_read_once(model, recogniser):
 def test_partials_are_bounded_and_what_is_settled_stays(model, recogniser, monkeypatch):
     limits = []
 
-    def watched(drop, ids, draft, limit, end):
+    def watched(rows, row, ids, draft, limit, end):
         limits.append(limit)
-        return writing(drop, ids, draft, limit, end)
+        return write(rows, row, ids, draft, limit, end)
 
-    monkeypatch.setattr(streaming, "writing", watched)
+    monkeypatch.setattr(streaming, "write", watched)
     samples = noise(16_000 * 8)
     session = recogniser.session()
     partials, final = stream(session, spoken(samples, session))

@@ -11,6 +11,7 @@ from spoken_clips import join, read_clips
 
 from nim4.config import RecipeError, VadConfig
 from nim4.decode import vad
+from nim4.decode.together import alone, run
 from nim4.decode.vad import WINDOW_SAMPLES, SpeechProbability, VoiceActivity, segments
 
 SECOND = 16_000
@@ -27,8 +28,9 @@ class Scripted:
     def __init__(self, values):
         self._values = list(values)
 
-    def __call__(self, window):
-        return self._values.pop(0) if len(self._values) > 1 else self._values[0]
+    def hear(self, windows):
+        yield from ()
+        return [self._values.pop(0) if len(self._values) > 1 else self._values[0] for _ in windows]
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_probabilities_are_those_of_silero(speech):
 
     reference, own = load_silero_vad(), SpeechProbability()
     heard = torch.from_numpy(speech[: 100 * WINDOW_SAMPLES]).split(WINDOW_SAMPLES)
-    ours = [own(window) for window in heard]
+    ours = [alone(own.hear(window[None]))[0] for window in heard]
     theirs = [reference(window, SECOND).item() for window in heard]
     assert np.abs(np.subtract(ours, theirs)).max() < 1e-4
     assert max(ours) > 0.9
@@ -185,3 +187,19 @@ def test_mistakes(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"silero-vad: expected it to be installed, found no such package. Fix: pip install silero-vad==6\.2\.3"):
         VoiceActivity()
+
+
+def test_streams_are_heard_together_as_alone(speech):
+    streams = [speech, speech[9_000:], np.zeros_like(speech), speech[::-1].copy()]
+    together = [VoiceActivity() for _ in streams]
+    events = [[] for _ in streams]
+    for start in range(0, len(speech), 1_600):
+        tasks = run([activity.pushing(stream[start : start + 1_600]) for activity, stream in zip(together, streams, strict=True)])
+        for own, task in zip(events, tasks, strict=True):
+            own += task.value()
+    for own, task in zip(events, run([activity.finishing() for activity in together]), strict=True):
+        own += task.value()
+    alone_too = [VoiceActivity() for _ in streams]
+    assert events == [[*activity.push(stream), *activity.finish()] for activity, stream in zip(alone_too, streams, strict=True)]
+    assert events[0]
+    assert not events[2]

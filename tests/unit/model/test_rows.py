@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_talkative, tiny_llm, tiny_speech_llm
 
-from nim4.model.llm import read, write_greedily, writing
-from nim4.model.rows import COLUMNS, Read, Rows
+from nim4.decode import together
+from nim4.model.llm import read, write_greedily
+from nim4.model.rows import COLUMNS, Read, Rows, write
 
 PREFIX = [1, 2, 3]
 
@@ -110,17 +111,8 @@ def test_a_read_that_fails_can_be_repeated(llm, monkeypatch):
 def test_writing_behind_a_row_is_writing_behind_a_cache(llm):
     rows = Rows(llm, PREFIX)
     row = rows.new()
-
-    def answer():
-        written = writing(row.drop, ids(1, 5), ids(2, 4), 12, 300)
-        best = None
-        while True:
-            new, num_wanted = written.send(best)
-            (best,) = rows.read([Read(rows, row, new, num_wanted)])
-
-    with pytest.raises(StopIteration) as done:
-        answer()
+    written = together.alone(write(rows, row, ids(1, 5), ids(2, 4), 12, 300))
     with torch.inference_mode():
         cache = read(llm, llm.get_input_embeddings()(torch.tensor([PREFIX])))[1]
-    assert done.value.value == write_greedily(llm, cache, ids(1, 5), ids(2, 4), 12, 300)
+    assert written == write_greedily(llm, cache, ids(1, 5), ids(2, 4), 12, 300)
     assert row.length == cache.get_seq_length()
