@@ -7,7 +7,7 @@ it reads all speech embeddings so far, the prompt around them and the kept text 
 one text. `re-feed, re-encode` also runs features and encoder over all audio so far, under the mask that gives a stream's frames.
 `re-feed, generate` is `re-feed` with transformers' generate. In fp32 all must write the same texts; in bf16, where sums in another order may
 change an id, `same texts` says how many are those of `ours`. Partials are not written when nothing new was heard, in no way. Tokens and passes
-are counted where the language model is entered, for all partials and the final text; `per new token` divides the tokens by the embeddings of
+of the language model are counted for all partials and the final text; `per new token` divides the tokens by the embeddings of
 speech and the ids of the final text, which nobody can do without.
 The second table is the final text alone, when all speech has been read: the last partial verified as a draft, plain greedy writing behind
 the same keys and values, and generate from nothing. `ids differ`: of the ids of the plain text, those that the model would not choose when
@@ -21,7 +21,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,19 @@ import torch
 from common import keep, make_record, median_ratio, parser_for
 from streaming_model import Measured, Recordings, add_model_options, load_measured
 from streaming_ways import AGAIN, OURS, WAYS, Followed, Meter, ReadAgain, follow, in_chunks, write_with_generate
-from torch import Tensor
 
 import nim4.stage
 from nim4.config import RecipeError
+from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.decode import streaming
+from nim4.decode.together import alone
 from nim4.model.asr import SpeechLlm
-from nim4.model.llm import fork, read, write_greedily
+from nim4.model.rows import Read, Row, Rows, write
 from nim4.report.benchmarks import as_markdown
 
 log = logging.getLogger("nim4")
 FINAL = "The final text when all speech has been read: the last partial verified as a draft, beside plain greedy writing and beside generate."
+TOKENS_PER_S = 20  # at most, speech and a text that is as long as it may be
 DRAFT, PLAIN, GENERATE = "draft verified", "plain greedy", "generate from nothing"
 
 
@@ -88,19 +90,21 @@ def in_turns(names: Sequence[str], number: int) -> Sequence[str]:
     return [*names[start:], *names[:start]]
 
 
-def one_round(measured: Measured, meter: Meter, samples: np.ndarray, number: int) -> Round:
+def one_round(measured: Measured, rows: Rows, meter: Meter, samples: np.ndarray, number: int) -> Round:
     """All ways on one recording. Raises RecipeError if it is shorter than a chunk, RuntimeError if texts differ that must not."""
     model = measured.model
     pieces, rest = in_chunks(model, samples)
     if not pieces:
-        raise RecipeError("--lengths", expected="at least a chunk, 0.7 s", found=len(samples) / 16_000, fix="name longer utterances")
+        raise RecipeError("--lengths", expected="at least a chunk, 0.7 s", found=len(samples) / SAMPLING_RATE_HZ, fix="name longer utterances")
     with measured.scripted():
-        followed = {way: follow(way, model, pieces, rest, meter) for way in in_turns(list(WAYS), number)}
-        finals, drafted, accepted = write_finals(measured, meter, followed[AGAIN].stream, number)
-    if measured.is_exact:
-        must_be_equal({way: one.texts for way, one in followed.items()})
-        must_be_equal({way: one.ids for way, one in finals.items()})
-    return Round(followed, finals, drafted, accepted, *ids_that_differ(measured, followed[AGAIN].stream))
+        followed = {way: follow(way, model, rows, pieces, rest, meter) for way in in_turns(list(WAYS), number)}
+        stream = followed[AGAIN].stream
+        finals, accepted = write_finals(measured, rows, meter, stream, number)
+        if measured.is_exact:
+            must_be_equal({way: one.texts for way, one in followed.items()})
+            must_be_equal({way: one.ids for way, one in finals.items()})
+        with measured.unscaled():
+            return Round(followed, finals, len(stream.ids), accepted, *ids_that_differ(model, rows, stream))
 
 
 def must_be_equal(texts: Mapping[str, object]) -> None:
@@ -111,49 +115,38 @@ def must_be_equal(texts: Mapping[str, object]) -> None:
             raise RuntimeError(f"{way} wrote {text}, but {first} {texts[first]}")
 
 
-def before_the_answer(model: SpeechLlm, stream: ReadAgain, suffix: list[int]) -> Tensor:
-    """(1, N, D) embeddings of the prompt's prefix, the speech of a stream that has ended, and `suffix`."""
-    return model.rows(stream.speech, torch.tensor([stream.speech.shape[1]], device=stream.speech.device), [suffix])[0]
+def heard(model: SpeechLlm, rows: Rows, stream: ReadAgain) -> Row:
+    """A row that has read the speech of a stream."""
+    row = rows.new()
+    rows.read([Read(rows, row, stream.speech[0])])
+    return row
 
 
 @torch.inference_mode()
-def write_finals(measured: Measured, meter: Meter, stream: ReadAgain, number: int) -> tuple[dict[str, Final], int, int]:
-    """The final text by each way; ids of the draft, and how many of them were accepted."""
-    model, limit = measured.model, streaming.max_answer_tokens(stream.speech.shape[1])
-    suffix, draft, accepted = model.prompt.suffix(), measured.spoiled(stream.ids[:limit]), 0
-    _, cache = read(model.llm, before_the_answer(model, stream, []))
-    whole = before_the_answer(model, stream, suffix)
-
-    def verified() -> list[int]:
-        nonlocal accepted
-        written = write_greedily(model.llm, fork(cache), suffix, draft, limit, model.prompt.end)
-        accepted = written.accepted
-        return written.ids
-
-    ways: dict[str, Callable[[], list[int]]] = {
-        DRAFT: verified,
-        PLAIN: lambda: write_greedily(model.llm, fork(cache), suffix, (), limit, model.prompt.end).ids,
-        GENERATE: lambda: write_with_generate(model, whole, limit),
-    }
-    finals = {}
-    for way in in_turns(list(ways), number):
-        tokens, passes, started_s = meter.tokens, meter.passes, time.perf_counter()
-        ids = ways[way]()
-        finals[way] = Final(ids, 1000 * (time.perf_counter() - started_s), meter.tokens - tokens, meter.passes - passes)
-    return finals, len(draft), accepted
+def write_finals(measured: Measured, rows: Rows, meter: Meter, stream: ReadAgain, number: int) -> tuple[dict[str, Final], int]:
+    """The final text by each way, and how many ids of the draft were accepted."""
+    model, suffix, limit = measured.model, measured.model.prompt.suffix(), streaming.max_answer_tokens(stream.speech.shape[1])
+    lens = torch.tensor([stream.speech.shape[1]], device=measured.device)
+    whole, accepted, finals = model.rows(stream.speech, lens, [suffix])[0], 0, {}
+    for way in in_turns((DRAFT, PLAIN, GENERATE), number):
+        row, tokens, passes, started_s = heard(model, rows, stream), meter.tokens, meter.passes, time.perf_counter()
+        if way == GENERATE:
+            ids = write_with_generate(model, whole, limit)
+            tokens, passes = meter.tokens - tokens, meter.passes - passes
+        else:
+            written = alone(write(rows, row, suffix, stream.ids if way == DRAFT else (), limit, model.prompt.end))
+            ids, tokens, passes = written.ids, written.tokens_read, written.passes
+            accepted = max(accepted, written.accepted)
+        finals[way] = Final(ids, 1000 * (time.perf_counter() - started_s), tokens, passes)
+    return finals, accepted
 
 
 @torch.inference_mode()
-def ids_that_differ(measured: Measured, stream: ReadAgain) -> tuple[int, int]:
+def ids_that_differ(model: SpeechLlm, rows: Rows, stream: ReadAgain) -> tuple[int, int]:
     """How many ids plain greedy writing gives, and how many of them are not the first choice when all are read in one pass."""
-    model, suffix = measured.model, measured.model.prompt.suffix()
-    with measured.scripted(), measured.unscaled():
-        _, cache = read(model.llm, before_the_answer(model, stream, []))
-        limit = streaming.max_answer_tokens(stream.speech.shape[1])
-        ids = write_greedily(model.llm, fork(cache), suffix, (), limit, model.prompt.end).ids
-        embeds = model.llm.get_input_embeddings()(torch.tensor([suffix + ids], device=measured.device))
-        hidden, _ = read(model.llm, embeds, cache)
-        best = model.llm.lm_head(hidden[0, len(suffix) - 1 : -1]).float().argmax(-1).tolist()
+    suffix, limit = model.prompt.suffix(), streaming.max_answer_tokens(stream.speech.shape[1])
+    ids = alone(write(rows, heard(model, rows, stream), suffix, (), limit, model.prompt.end)).ids
+    ((*best, _),) = rows.read([Read(rows, heard(model, rows, stream), suffix + ids, len(ids) + 1)])
     return len(ids), sum(a != b for a, b in zip(ids, best, strict=True))
 
 
@@ -212,20 +205,21 @@ def main() -> None:
     if args.rounds < 1:
         raise RecipeError("--rounds", expected="at least 1", found=args.rounds, fix="name a larger number")
     measured = load_measured(args)
-    recordings, meter = Recordings(measured), Meter(measured.model.llm)
+    recordings, meter, rows = Recordings(measured), Meter(measured.model.llm), streaming.new_rows(measured.model)
+    rows.reserve(4, TOKENS_PER_S * int(max(args.lengths)) + 128)  # as a server does: room that is made later costs time on a GPU
     tables: dict[str, list[dict[str, Any]]] = {__doc__.split("\n")[0]: [], FINAL: []}
     kept: dict[str, dict[str, Any]] = {}
     for length_s in args.lengths:
         try:
-            one_round(measured, meter, recordings.samples(0, length_s), 0)  # memory and kernels are set up before the clock starts
-            rounds = [one_round(measured, meter, recordings.samples(number, length_s), number) for number in range(args.rounds)]
+            one_round(measured, rows, meter, recordings.samples(0, length_s), 0)  # memory and kernels are set up before the clock starts
+            rounds = [one_round(measured, rows, meter, recordings.samples(number, length_s), number) for number in range(args.rounds)]
         except torch.OutOfMemoryError:
             log.error("%g s: too little memory", length_s)
             continue
-        for what, rows in zip(tables, (stream_rows(length_s, rounds), final_rows(length_s, rounds)), strict=True):
-            for row in rows:
-                print(json.dumps(row), file=sys.stderr, flush=True)
-            tables[what] += rows
+        for what, lines in zip(tables, (stream_rows(length_s, rounds), final_rows(length_s, rounds)), strict=True):
+            for line in lines:
+                print(json.dumps(line), file=sys.stderr, flush=True)
+            tables[what] += lines
             record = make_record(args, what, f"{args.rounds} utterances of each length; {measured.about}", tables[what], measured.device)
             keep(args, record, instead_of=kept.get(what))  # killed, it leaves the lengths before
             kept[what] = record

@@ -25,6 +25,7 @@ from nim4.corpus.manifest import load_cuts
 from nim4.decode import streaming
 from nim4.decode.offline import features_of
 from nim4.decode.streaming import DEPLOYED
+from nim4.model import rows
 from nim4.model.asr import SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import count_parameters
 from nim4.model.llm import writing
@@ -74,7 +75,7 @@ class Measured:
         if not self.is_random:
             yield
             return
-        with patch.object(streaming, "max_answer_tokens", self._text_tokens), patch.object(streaming, "writing", self._writing):
+        with patch.object(streaming, "max_answer_tokens", self._text_tokens), patch.object(rows, "writing", self._writing):
             yield
 
     def _text_tokens(self, speech_tokens: int) -> int:
@@ -84,7 +85,7 @@ class Measured:
         return writing(drop, ids, self.spoiled(draft[:limit]), limit, end)
 
     def spoiled(self, draft: Sequence[int]) -> list[int]:
-        """A draft that holds as far as it is to."""
+        """A draft that holds as far as it is to, where weights are random."""
         spoiled, place = list(draft), round(self.args.draft_holds * len(draft))
         if self.is_random and place < len(draft):
             spoiled[place] = (spoiled[place] + 1) % self.model.llm.config.vocab_size

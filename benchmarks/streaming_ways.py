@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from nim4.decode import streaming
 from nim4.decode.encoder import StreamingEncoder, spoken
 from nim4.decode.offline import features_of
-from nim4.decode.streaming import DEPLOYED, FREE_CHUNKS, MAX_NEW_TOKENS, Recogniser, num_kept_tokens
+from nim4.decode.streaming import DEPLOYED, FREE_CHUNKS, MAX_NEW_TOKENS, Counts, Recogniser, num_kept_tokens
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING
 from nim4.model.ctc import greedy_search
 from nim4.model.llm import Llm, cut_at, generate, read
+from nim4.model.rows import Rows
 
 # (model, embeddings (1, N, D), limit of new ids) -> new ids without the end
 Write = Callable[[SpeechLlm, Tensor, int], list[int]]
 
 
 class Meter:
-    """Counts what a language model reads, whoever calls it: tokens, padding included, and passes."""
+    """Counts what a language model reads, whoever calls it: tokens, padding included, and passes; what a CUDA graph replays it does not see."""
 
     def __init__(self, llm: nn.Module):
         self.tokens = self.passes = 0
@@ -162,11 +163,16 @@ class ReadAgain:
 
 
 class Ours:
-    """StreamingSession, called as ReadAgain is."""
+    """StreamingSession, called as ReadAgain is.
 
-    def __init__(self, model: SpeechLlm):
-        self._session = Recogniser(model).session()
+    Attributes:
+        counts: the session's own, after the last text.
+    """
+
+    def __init__(self, model: SpeechLlm, rows: Rows):
+        self._session = Recogniser(model, rows=rows).session()
         self.num_written = 0
+        self.counts: Counts
 
     def partial(self, samples: np.ndarray) -> str:
         self._session.append(samples)
@@ -176,15 +182,17 @@ class Ours:
 
     def final(self, samples: np.ndarray) -> str:
         self._session.append(samples)
-        return self._session.finalize().text
+        hypothesis = self._session.finalize()
+        self.counts = hypothesis.counts
+        return hypothesis.text
 
 
 OURS, AGAIN, ENCODE_AGAIN, GENERATE = "ours", "re-feed", "re-feed, re-encode", "re-feed, generate"
-WAYS: dict[str, Callable[[SpeechLlm], Ours | ReadAgain]] = {
+WAYS: dict[str, Callable[[SpeechLlm, Rows], Ours | ReadAgain]] = {
     OURS: Ours,
-    AGAIN: lambda model: ReadAgain(model, CachedEncoder(model), write_from_nothing),
-    ENCODE_AGAIN: lambda model: ReadAgain(model, EncoderFromNothing(model), write_from_nothing),
-    GENERATE: lambda model: ReadAgain(model, CachedEncoder(model), write_with_generate),
+    AGAIN: lambda model, _: ReadAgain(model, CachedEncoder(model), write_from_nothing),
+    ENCODE_AGAIN: lambda model, _: ReadAgain(model, EncoderFromNothing(model), write_from_nothing),
+    GENERATE: lambda model, _: ReadAgain(model, CachedEncoder(model), write_with_generate),
 }
 
 
@@ -199,10 +207,10 @@ def in_chunks(model: SpeechLlm, samples: np.ndarray) -> tuple[list[np.ndarray], 
     return pieces, rest
 
 
-def follow(way: str, model: SpeechLlm, pieces: Sequence[np.ndarray], rest: np.ndarray, meter: Meter) -> Followed:
-    """Gives a new stream its chunks one by one, and its end. The prompt's beginning, which ours reads once for all streams, counts."""
+def follow(way: str, model: SpeechLlm, rows: Rows, pieces: Sequence[np.ndarray], rest: np.ndarray, meter: Meter) -> Followed:
+    """Gives a new stream its chunks one by one, and its end. Ours keeps its own books; the prompt's beginning, read once for all, counts."""
     tokens, passes = meter.tokens, meter.passes
-    stream = WAYS[way](model)
+    stream = WAYS[way](model, rows)
     followed = Followed(stream)
     for piece in pieces:
         started_s = time.perf_counter()
@@ -212,5 +220,8 @@ def follow(way: str, model: SpeechLlm, pieces: Sequence[np.ndarray], rest: np.nd
     followed.texts.append(stream.final(rest))
     followed.final_ms = 1000 * (time.perf_counter() - started_s)
     followed.num_written = stream.num_written
-    followed.tokens, followed.passes = meter.tokens - tokens, meter.passes - passes
+    if isinstance(stream, Ours):
+        followed.tokens, followed.passes = stream.counts.read_tokens + len(model.prompt.prefix), stream.counts.passes + 1
+    else:
+        followed.tokens, followed.passes = meter.tokens - tokens, meter.passes - passes
     return followed
