@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,14 +193,19 @@ def speak(speakers: Sequence[Speaker], plans: Sequence[Iterator[tuple[float, np.
         time.sleep(0.01)
 
 
-def warm_up(recogniser: Recogniser, said: Said, count: int) -> None:
-    """Work of all sizes up to that of `count` sessions: memory, and on a GPU kernels and graphs, are set up before the clock starts."""
-    for exponent in range((count - 1).bit_length() + 1):
-        sessions = [recogniser.session() for _ in range(min(1 << exponent, count))]
+def warm_up(recogniser: Recogniser, said: Said, sizes: Iterable[int]) -> None:
+    """So many sessions at once: memory, and on a GPU kernels and graphs, are set up before the clock starts."""
+    for size in sizes:
+        sessions = [recogniser.session() for _ in range(size)]
         for samples in (*said.pieces, said.rest):
             for heard in recogniser.hear([Job(session, samples, samples is said.rest) for session in sessions]):
                 if isinstance(heard, Exception):
                     raise heard
+
+
+def sizes_up_to(count: int) -> set[int]:
+    """Powers of two below `count`, and it."""
+    return {1 << exponent for exponent in range((count - 1).bit_length())} | {count}
 
 
 def held(measured: Measured, recogniser: Recogniser, said: Sequence[Said], count: int, way: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -245,12 +250,13 @@ def main() -> None:
     said = [Said(*in_chunks(measured.model, recordings.samples(number, args.utterance_s))) for number in range(NUM_RECORDINGS)]
     rows: list[dict[str, Any]] = []
     kept = None
-    ways = [TOGETHER, ALONE]
+    ways, warm = [TOGETHER, ALONE], set()
     for count in sorted(args.streams):
         for way in list(ways):
             try:
                 with measured.scripted():
-                    warm_up(recogniser, said[0], count if way == TOGETHER else 1)
+                    warm_up(recogniser, said[0], sorted(sizes_up_to(count) - warm))
+                warm |= sizes_up_to(count)
                 row = held(measured, recogniser, said, count, way, args)
             except torch.OutOfMemoryError:
                 row = {"streams": count, "way": f"{way}: out of memory", "holds": "no"} | dict.fromkeys(COLUMNS, "-")
