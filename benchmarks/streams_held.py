@@ -253,10 +253,11 @@ def main() -> None:
     ways, warm = [TOGETHER, ALONE], set()
     for count in sorted(args.streams):
         for way in list(ways):
+            sizes = sizes_up_to(count if way == TOGETHER else 1)
             try:
                 with measured.scripted():
-                    warm_up(recogniser, said[0], sorted(sizes_up_to(count) - warm))
-                warm |= sizes_up_to(count)
+                    warm_up(recogniser, said[0], sorted(sizes - warm))
+                warm |= sizes
                 row = held(measured, recogniser, said, count, way, args)
             except torch.OutOfMemoryError:
                 row = {"streams": count, "way": f"{way}: out of memory", "holds": "no"} | dict.fromkeys(COLUMNS, "-")
