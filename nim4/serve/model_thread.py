@@ -78,7 +78,7 @@ class ModelThread:
 
     def _run(self) -> None:
         while True:
-            while not (self._waiting.empty() and self._going):
+            for _ in range(max(self._waiting.qsize(), 0 if self._going else 1)):
                 work = self._waiting.get()
                 if work is None:
                     for _, future in self._going:

@@ -1,5 +1,6 @@
 """Rows of keys and values: what is read together is what is read alone, whatever stood in a row before and whoever reads beside it."""
 
+import copy
 import gc
 
 import pytest
@@ -116,3 +117,19 @@ def test_writing_behind_a_row_is_writing_behind_a_cache(llm):
         cache = read(llm, llm.get_input_embeddings()(torch.tensor([PREFIX])))[1]
     assert written == write_greedily(llm, cache, ids(1, 5), ids(2, 4), 12, 300)
     assert row.length == cache.get_seq_length()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_passes_are_those_that_are_not(llm):
+    model = copy.deepcopy(llm).cuda()
+    rows = Rows(model, PREFIX)
+    held = [rows.new() for _ in range(11)]
+    rows.read([Read(rows, row, ids(number, 20 + number)) for number, row in enumerate(held)])
+    graphs, found = rows._graphs, []
+    for rows._graphs in (None, graphs, graphs):
+        own = [[rows.read([Read(rows, row, ids(width, width), width) for row in held[:count]]) for width in (1, 3, 4)] for count in (11, 1, 8)]
+        found.append(own)
+        for row in held:
+            row.drop(row.length - (len(PREFIX) + 20 + held.index(row)))
+    assert found[0] == found[1] == found[2]
+    assert graphs._recorded
