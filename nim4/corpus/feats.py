@@ -141,13 +141,14 @@ class Fbank:
         return frames.numpy() if isinstance(samples, np.ndarray) else frames
 
     def frames_of_padded(self, padded: Tensor) -> Tensor:
-        """(N,) samples that need no more mirroring -> (T, 80): frame t starts at sample 160 t."""
-        if padded.numel() < WINDOW_SAMPLES:
-            return torch.zeros(0, NUM_MEL_BINS)
-        no_context = padded.new_zeros(1, 0)  # tells lhotse that the left edge has been dealt with
+        """(N,) samples that need no more mirroring -> (T, 80): frame t starts at sample 160 t. (B, N) -> (B, T, 80)."""
+        if padded.shape[-1] < WINDOW_SAMPLES:
+            return torch.zeros(*padded.shape[:-1], 0, NUM_MEL_BINS)
+        batch = padded.view(-1, padded.shape[-1])
+        no_context = batch.new_zeros(len(batch), 0)  # tells lhotse that the left edge has been dealt with
         with torch.no_grad():
-            frames, _ = self.lhotse.extractor.online_inference(padded[None], context=no_context)
-        return frames[0]
+            frames, _ = self.lhotse.extractor.online_inference(batch, context=no_context)
+        return frames.view(*padded.shape[:-1], *frames.shape[1:])
 
 
 def mirrored(samples: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class StreamingFbank:
     """
 
     def __init__(self, fbank: Fbank | None = None, sampling_rate_hz: int = SAMPLING_RATE_HZ):
-        self._fbank = fbank or Fbank()
+        self.fbank = fbank or Fbank()
         self._sampling_rate_hz = sampling_rate_hz
         self._waiting = torch.zeros(0)  # samples whose windows are not complete; begins with the mirrored edge once `_started`
         self._started = False  # False: fewer than a window of samples have come, and none is mirrored yet
@@ -199,6 +200,14 @@ class StreamingFbank:
             ValueError: as `Fbank.extract`.
             RuntimeError: after `finish`.
         """
+        return self.done(self.fbank.frames_of_padded(self.ready(samples)))
+
+    def finish(self) -> Tensor:
+        """(T, 80) float32: the last frames, with the end of the signal mirrored. To be called once."""
+        return self.done(self.fbank.frames_of_padded(self.ready_at_the_end()))
+
+    def ready(self, samples: Array) -> Tensor:
+        """The first half of `accept`: (N,) samples of which the caller makes frames, `fbank.frames_of_padded`, that `done` is to be told."""
         if self._finished:
             raise RuntimeError("accept() came after finish(): a new signal needs a new StreamingFbank")
         new = checked_samples(samples, self._sampling_rate_hz)
@@ -206,29 +215,25 @@ class StreamingFbank:
         self._waiting = torch.cat((self._waiting, new))
         if not self._started:
             if self._num_samples < WINDOW_SAMPLES:
-                return torch.zeros(0, NUM_MEL_BINS)
+                return torch.zeros(0)
             self._waiting = torch.cat((self._waiting[:LEFT_MIRROR_SAMPLES].flip(0), self._waiting))
             self._started = True
-        return self._pop(self._waiting)
+        return self._waiting
 
-    def finish(self) -> Tensor:
-        """(T, 80) float32: the last frames, with the end of the signal mirrored. To be called once."""
+    def ready_at_the_end(self) -> Tensor:
+        """The first half of `finish`, as `ready` is of `accept`."""
         if self._finished:
             raise RuntimeError("finish() came twice: a new signal needs a new StreamingFbank")
-        self._finished = True
+        self._finished, waiting, self._waiting = True, self._waiting, torch.zeros(0)
         if not self._started:
-            padded = mirrored(self._waiting)
-        else:
-            missing = (num_frames(self._num_samples) - self._num_frames - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - self._waiting.numel()
-            padded = torch.cat((self._waiting, self._waiting[-missing:].flip(0)))
-        frames = self._pop(padded)
-        self._waiting = torch.zeros(0)
-        return frames
+            return mirrored(waiting)
+        missing = (num_frames(self._num_samples) - self._num_frames - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - waiting.numel()
+        return torch.cat((waiting, waiting[-missing:].flip(0)))
 
-    def _pop(self, padded: Tensor) -> Tensor:
-        frames = self._fbank.frames_of_padded(padded)
+    def done(self, frames: Tensor) -> Tensor:
+        """The second half: lets go of the samples that no frame to come needs; returns the frames."""
         self._num_frames += len(frames)
-        self._waiting = padded[len(frames) * SHIFT_SAMPLES :].clone()
+        self._waiting = self._waiting[len(frames) * SHIFT_SAMPLES :].clone()
         return frames
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nim4.config import DecodeConfig
-from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, StreamingFbank, checked_samples
+from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, Fbank, StreamingFbank, checked_samples
 from nim4.decode.together import Work, alone
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
@@ -28,6 +28,24 @@ class Chunk:
 
     frames: Tensor
     log_probs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """(N,) samples of which StreamingFbank wants the frames."""
+
+    fbank: Fbank
+    samples: Tensor
+
+    @property
+    def kind(self) -> Hashable:
+        """What can be done together."""
+        return Frame, len(self.samples)
+
+    @staticmethod
+    def together(parts: Sequence["Frame"]) -> list[Tensor]:
+        """(T, 80) float32 of each."""
+        return list(parts[0].fbank.frames_of_padded(torch.stack([part.samples for part in parts])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +132,23 @@ class StreamingEncoder:
         chunks = []
         while len(self._samples) >= self._wanted:
             samples, self._samples = self._samples[: self._wanted], self._samples[self._wanted :].clone()
-            self._features = torch.cat([self._features, self._fbank.accept(samples)])
+            yield from self._frame(self._fbank.ready(samples))
             self._wanted = SUBSAMPLING * self._chunk_frames * SHIFT_SAMPLES
             chunks.append((yield from self._encode(self._chunk_frames)))
         return chunks
 
     def finishing(self) -> Work[list[Chunk]]:
         self._finished = True
-        self._features = torch.cat([self._features, self._fbank.accept(self._samples), self._fbank.finish()])
+        yield from self._frame(self._fbank.ready(self._samples))
+        yield from self._frame(self._fbank.ready_at_the_end())
         chunks = []
         while len(self._features):
             chunks.append((yield from self._encode(min(self._chunk_frames, -(-len(self._features) // SUBSAMPLING)))))
         return chunks
+
+    def _frame(self, samples: Tensor) -> Work[None]:
+        frames = yield Frame(self._fbank.fbank, samples)
+        self._features = torch.cat([self._features, self._fbank.done(frames)])
 
     def _encode(self, num_frames: int) -> Work[Chunk]:
         features = self._features[: SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES]

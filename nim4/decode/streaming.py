@@ -9,7 +9,8 @@ while no new phoneme has been heard. The final text is written with the full ins
 already, and is the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, writing).
 
 Many sessions go together (`Recogniser.hear`): chunks of the encoder and passes of the language model are shared by all that need one, each
-session gets what it would get alone, and none waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py).
+session gets what it would get alone, and none waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py). Alone and
+together the texts are the same in fp32 on a CPU; sums in bf16 depend on how many are added at once, and near ties may fall the other way.
 
 Source: arXiv 2604.18105, section 3.6. Ours, since it says no more: what has once been kept is not rolled back later, so that users can rely
 on it until the final text; the two free chunks are counted from the first with a phoneme; the limit of new tokens; the tokens rolled back

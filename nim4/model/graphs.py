@@ -1,20 +1,25 @@
 """Passes of the language model as CUDA graphs, for rows that read little each: otherwise the GPU waits for Python between kernels."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-MIN_ROWS = 8  # fewer are padded to so many
 WIDTHS = (1, 4)  # tokens of a row: an answer's next one; a chunk's speech
-MIN_COLUMNS = 128
 
 Pass = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def up_to(number: int, least: int) -> int:
-    """The smallest power of two that is enough; few sizes are few graphs."""
-    return max(1 << (number - 1).bit_length(), least)
+def rows_for(number: int) -> int:
+    """So many rows a pass is recorded for that serves this number: 8, 16, 32, 64, 128, 192 and so on; few sizes are few recordings."""
+    return -(-number // 64) * 64 if number > 32 else max(8, 1 << (number - 1).bit_length())
+
+
+def columns_for(number: int) -> int:
+    """The same of columns: 128, 192, 256, 384, 512 and so on."""
+    step = 64 if number <= 256 else 128
+    return max(-(-number // step) * step, 128)
 
 
 class Graphs:
@@ -34,9 +39,17 @@ class Graphs:
         """To be called when what they work on has moved."""
         self._recorded.clear()
 
+    def record_all(self, max_rows: int, max_columns: int, like: Tensor) -> None:
+        """Records a pass for each size up to these; `like`: of the type and width of embeddings."""
+        rows = sorted({rows_for(number) for number in range(1, max_rows + 1)}, reverse=True)  # the largest first: the others fit in its memory
+        columns = sorted({min(columns_for(number), max_columns) for number in range(1, max_columns + 1)}, reverse=True)
+        for size in itertools.product(rows, WIDTHS, columns):
+            if size not in self._recorded:
+                self._recorded[size] = self._record(*size, like)
+
     def __call__(self, embeds: Tensor, places: Tensor, positions: Tensor, num_columns: int, max_columns: int) -> Tensor:
         """A pass, with at least `num_columns` and at most `max_columns`; its result is good until the next one."""
-        size = (up_to(len(embeds), MIN_ROWS), embeds.shape[1], min(up_to(num_columns, MIN_COLUMNS), max_columns))
+        size = (rows_for(len(embeds)), embeds.shape[1], min(columns_for(num_columns), max_columns))
         if size not in self._recorded:
             self._recorded[size] = self._record(*size, embeds)
         graph, (own_embeds, own_places, own_positions, hidden) = self._recorded[size]
@@ -47,7 +60,7 @@ class Graphs:
         return hidden[: len(embeds)]
 
     def _record(self, num_rows: int, width: int, num_columns: int, like: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        embeds = like.new_zeros(num_rows, width, like.shape[2])
+        embeds = like.new_zeros(num_rows, width, like.shape[-1])
         places = torch.full((num_rows,), self._spare, device=like.device)
         positions = torch.arange(width, device=like.device).repeat(num_rows, 1)
         beside = torch.cuda.Stream()

@@ -8,7 +8,8 @@ import functools
 import gc
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -155,6 +156,36 @@ def merge_lora(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding
+
+
+@contextmanager
+def grouped_attention(model: nn.Module) -> Iterator[None]:
+    """Within it, heads that share keys and values read them where they are; transformers copies them to each head when there is a mask."""
+    config = model.config.get_text_config()
+    before, config._attn_implementation = config._attn_implementation, _register_grouped()
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@functools.cache
+def _register_grouped() -> str:
+    name = "nim4_grouped"
+    _transformers().AttentionInterface.register(name, _grouped)
+    return name
+
+
+def _grouped(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    """Queries (B, G H, N, D), keys and values (B, H, C, D), mask (B, 1, N, C), True = may attend -> (B, N, G H, D)."""
+    heads, num_new = key.shape[1], query.shape[2]
+    groups = query.shape[1] // heads
+    mask = attention_mask.repeat(1, 1, groups, 1)
+    query = query.reshape(len(query), heads, groups * num_new, -1)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out.view(len(out), heads * groups, num_new, -1).transpose(1, 2).contiguous(), None
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nim4.model.graphs import WIDTHS, Graphs
-from nim4.model.llm import Written, writing
+from nim4.model.llm import Written, grouped_attention, writing
 
 COLUMNS = 64  # a table grows by so many at least
 ALIGNED = 16  # columns: what a pass sees is a multiple, as fast kernels want it
@@ -117,6 +117,12 @@ class Rows:
             self._graphs.forget()
 
     @torch.inference_mode()
+    def record(self) -> None:
+        """Records all passes for which there is room, on a GPU: seconds, which otherwise those would wait who need one first."""
+        if self._graphs is not None:
+            self._graphs.record_all(self._table.shape[2], self._table.shape[3], self._model.get_input_embeddings().weight)
+
+    @torch.inference_mode()
     def read(self, reads: Sequence[Read]) -> list[list[int]]:
         """Lets rows read, as many of them in one pass as have about as much to read.
 
@@ -164,8 +170,9 @@ class Rows:
         """(B, N, D) hidden states of what rows read; their keys and values are taken into the table."""
         seen = torch.arange(num_columns, device=embeds.device) <= positions[:, None, :, None]
         view = _View(self._table, places, positions, num_columns, alone)
-        out = self._model.model(inputs_embeds=embeds, attention_mask=seen, position_ids=positions, past_key_values=view, use_cache=True)
-        return out.last_hidden_state
+        given = {"attention_mask": seen, "position_ids": positions, "past_key_values": view, "use_cache": True}
+        with grouped_attention(self._model):
+            return self._model.model(inputs_embeds=embeds, **given).last_hidden_state
 
     def _first_choices(self, hidden: Tensor, reads: Sequence[Read]) -> list[list[int]]:
         """Behind the last tokens of each row, as many as it wants: of (B, N, D) hidden states, padded on the right."""

@@ -89,6 +89,7 @@ class Service:
             index.search_log_probs(log_probs)
             index.stream_lattice().push(log_probs, final=True)
         Cutter(self.vad).push(noise)
+        self._rows.record()
 
     def close(self) -> None:
         """Ends the threads; what waits there is forgotten."""
