@@ -240,6 +240,9 @@ class Mixed:
     async def _watch(self) -> None:
         while self._elapsed_s < self._seconds:
             self.memory.append((self._elapsed_s, self._server.memory_mb))
+            if len(self.memory) % 60 == 1:
+                seen = f"{self.seen.utterances} utterances, {sum(self.broken.values())} broken promises"
+                print(f"{self._elapsed_s:.0f} s: {self.memory[-1][1]:.0f} MB, {seen}", file=sys.stderr, flush=True)
             await asyncio.sleep(1.0)
 
     async def _upload(self) -> None:
