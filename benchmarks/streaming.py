@@ -44,7 +44,6 @@ from nim4.report.benchmarks import as_markdown
 
 log = logging.getLogger("nim4")
 FINAL = "The final text when all speech has been read: the last partial verified as a draft, beside plain greedy writing and beside generate."
-TOKENS_PER_S = 20  # at most, speech and a text that is as long as it may be
 DRAFT, PLAIN, GENERATE = "draft verified", "plain greedy", "generate from nothing"
 
 
@@ -205,8 +204,7 @@ def main() -> None:
     if args.rounds < 1:
         raise RecipeError("--rounds", expected="at least 1", found=args.rounds, fix="name a larger number")
     measured = load_measured(args)
-    recordings, meter, rows = Recordings(measured), Meter(measured.model.llm), streaming.new_rows(measured.model)
-    rows.reserve(4, TOKENS_PER_S * int(max(args.lengths)) + 128)  # as a server does: room that is made later costs time on a GPU
+    recordings, meter, rows = Recordings(measured), Meter(measured.model.llm), measured.rows(2, max(args.lengths))
     tables: dict[str, list[dict[str, Any]]] = {__doc__.split("\n")[0]: [], FINAL: []}
     kept: dict[str, dict[str, Any]] = {}
     for length_s in args.lengths:

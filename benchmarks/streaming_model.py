@@ -25,14 +25,16 @@ from nim4.corpus.manifest import load_cuts
 from nim4.decode import streaming
 from nim4.decode.offline import features_of
 from nim4.decode.streaming import DEPLOYED
-from nim4.model import rows
+from nim4.model import rows as rows_module
 from nim4.model.asr import SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import count_parameters
 from nim4.model.llm import writing
+from nim4.model.rows import Rows
 from nim4.stage import ROOT
 from nim4.train.distributed import pick_device
 
 SPEECH_TOKEN_S = 0.16
+MAX_TOKENS_PER_S = 20
 EMBEDDING_SCALE = 64.0  # at which random weights of all sizes here repeat an id for ever; a power of 2, so that it can be taken back exactly
 
 
@@ -69,13 +71,20 @@ class Measured:
     def device(self) -> torch.device:
         return self.model.acoustic.mean.device
 
+    def rows(self, count: int, length_s: float) -> Rows:
+        """Room for so many streams of this length, made ready as a server does; the prompt, speech and a text as long as it may be need it."""
+        made = streaming.new_rows(self.model)
+        made.reserve(count + 2, MAX_TOKENS_PER_S * int(length_s) + 128)
+        made.record()
+        return made
+
     @contextmanager
     def scripted(self) -> Iterator[None]:
         """Random weights write texts of the stated length, and drafts hold as far as stated; trained ones do what they do."""
         if not self.is_random:
             yield
             return
-        with patch.object(streaming, "max_answer_tokens", self._text_tokens), patch.object(rows, "writing", self._writing):
+        with patch.object(streaming, "max_answer_tokens", self._text_tokens), patch.object(rows_module, "writing", self._writing):
             yield
 
     def _text_tokens(self, speech_tokens: int) -> int:

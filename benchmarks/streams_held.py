@@ -36,7 +36,6 @@ from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.decode.streaming import Hypothesis, Job, Recogniser, StreamingSession
 from nim4.report.benchmarks import as_markdown
 from nim4.serve.model_thread import ModelThread
-from nim4.serve.service import RESERVED_TOKENS
 
 CHUNK_S = 0.64
 PAUSE_SHARE = 0.3
@@ -245,8 +244,8 @@ def main() -> None:
         expected = "numbers above 0, and utterances of more than a chunk"
         raise RecipeError("--streams, --seconds, --utterance-s, --warm-up-s", expected=expected, found=found, fix="correct them")
     measured = load_measured(args)
-    recordings, recogniser = Recordings(measured), Recogniser(measured.model)
-    recogniser.rows.reserve(max(args.streams) + 2, RESERVED_TOKENS)  # as a server does: room that is made later costs time on a GPU
+    recordings = Recordings(measured)
+    recogniser = Recogniser(measured.model, rows=measured.rows(max(args.streams), args.utterance_s))
     said = [Said(*in_chunks(measured.model, recordings.samples(number, args.utterance_s))) for number in range(NUM_RECORDINGS)]
     rows: list[dict[str, Any]] = []
     kept = None
