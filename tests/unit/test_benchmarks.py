@@ -1,15 +1,24 @@
 """The benchmarks run on tiny inputs and leave records whose tables can be printed; how fast they are is nothing to test."""
 
+import argparse
+import asyncio
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
+from spoken_clips import read_clips
 
 from nim4.config import GrpoConfig, GrpoTrainConfig, RecipeError
+from nim4.corpus.manifest import cuts_from_table, save_cuts
+from nim4.corpus.table import Row
+from nim4.decode.streaming import Recogniser, new_rows
 from nim4.model.conformer import Context
 from nim4.report.benchmarks import as_markdown, newest
 from nim4.train.distributed import Processes
@@ -33,19 +42,32 @@ def load_module(monkeypatch):
 
 
 @pytest.fixture
-def benchmark(load_module, monkeypatch, tmp_path, capsys):
-    """Runs a benchmark for one round with a tiny model; returns its record, which is also what it prints."""
+def benchmark_tables(load_module, monkeypatch, tmp_path, capsys):
+    """Runs a benchmark with a tiny model; returns its records, which are also what it prints."""
 
     def run(name, *options):
         path = tmp_path / "records" / f"{name}.jsonl"
-        arguments = [*map(str, options), "--rounds", "1", "--record", str(path)]
+        arguments = [*map(str, options), "--record", str(path)]
         monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments])
         load_module(name).main()
-        (record,) = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
-        assert as_markdown(record) in capsys.readouterr().out
-        assert record["benchmark"] == name
-        assert "--record" not in record["command"]
-        assert record["command"].startswith(f"benchmarks/{name}.py")
+        records = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
+        printed = capsys.readouterr().out
+        for record in records:
+            assert as_markdown(record) in printed
+            assert record["benchmark"] == name
+            assert "--record" not in record["command"]
+            assert record["command"].startswith(f"benchmarks/{name}.py")
+        return records
+
+    return run
+
+
+@pytest.fixture
+def benchmark(benchmark_tables):
+    """The same for one round and a benchmark with one table; returns its record."""
+
+    def run(name, *options):
+        (record,) = benchmark_tables(name, *options, "--rounds", 1)
         return record
 
     return run
@@ -283,3 +305,254 @@ def test_an_unchanged_model_has_no_effect(benchmark, tmp_path):
     for row in benchmark("grpo_effect", *folders, "--manifest", manifest, "--num-empty", 2, "--group-size", 2, "--context", "streaming")["rows"]:
         assert row["mer_change"] in ("-", 0.0)
         assert all(row[f"{name}_before"] == row[f"{name}_after"] for name in ("reward", "equal_groups", "loops", "wrote"))
+
+
+@pytest.fixture(scope="module")
+def speech(units):
+    """Options of the streaming benchmarks: clips that they join."""
+    return ["--manifest", units.parent / "manifests" / "train.jsonl.gz", "--device", "cpu"]
+
+
+def test_streams_beside_reading_everything_again(benchmark_tables, talkative, speech):
+    texts, finals = benchmark_tables("streaming", "--model", talkative, *speech, "--lengths", 1.5, 3, "--rounds", 1)
+    ways = ["ours", "re-feed", "re-feed, re-encode", "re-feed, generate"]
+    assert [(row["audio_s"], row["way"]) for row in texts["rows"]] == [(length_s, way) for length_s in (1.5, 3.0) for way in ways]
+    assert all(row["same_texts_percent"] == 100 for row in [*texts["rows"], *finals["rows"]])
+    for ours, again, encode_again, generate in (texts["rows"][:4], texts["rows"][4:]):
+        assert ours["tokens"] < again["tokens"] == encode_again["tokens"] == generate["tokens"]
+        assert again["passes"] == encode_again["passes"] == generate["passes"]
+        assert again["tokens_to_re-feed"] == again["time_to_re-feed"] == 1.0
+    assert texts["rows"][4]["tokens_to_re-feed"] < texts["rows"][0]["tokens_to_re-feed"], "the longer, the more is saved"
+    for draft, plain, generate in (finals["rows"][:3], finals["rows"][3:]):
+        assert draft["text_tokens"] == plain["text_tokens"] == generate["text_tokens"] > 0
+        assert draft["passes"] <= plain["passes"] == generate["passes"]
+        assert draft["ids_differ"].startswith("0 of ")
+
+
+@pytest.mark.parametrize(("precision", "holds", "percent"), [("fp32", 1.0, 100.0), ("bf16", 0.5, 50.0)])
+def test_streams_of_random_weights_write_texts_of_the_stated_length(benchmark_tables, precision, holds, percent):
+    options = ["--size", "ci", "--device", "cpu", "--lengths", 3, "--rounds", 1, "--tokens-per-s", 4, "--precision", precision]
+    texts, finals = benchmark_tables("streaming", *options, "--draft-holds", holds)
+    assert [row["same_texts_percent"] for row in texts["rows"]] == [100] * 4
+    assert {row["text_tokens"] for row in finals["rows"]} == {round(4 * 0.16 * 19)}
+    assert finals["rows"][0]["accepted_percent"] == percent  # 10 ids after the last whole chunk; half of 10 is 5
+
+
+def test_streams_whose_texts_differ_are_not_timed(benchmark_tables, load_module, monkeypatch, talkative, speech):
+    ways = load_module("streaming_ways")
+    monkeypatch.setitem(sys.modules, "streaming_ways", ways)
+    real = ways.WAYS[ways.GENERATE]
+
+    def forgetful(model, rows):
+        stream = real(model, rows)
+        stream._write = lambda model, embeds, limit: ways.write_with_generate(model, embeds[:, 1:], limit)
+        return stream
+
+    monkeypatch.setitem(ways.WAYS, ways.GENERATE, forgetful)
+    with pytest.raises(RuntimeError, match="re-feed, generate wrote"):
+        benchmark_tables("streaming", "--model", talkative, *speech, "--lengths", 2, "--rounds", 1)
+
+
+def test_tokens_are_counted_where_the_language_model_is_entered(load_module, model, units):
+    """The books of a session, with the prefix that all share, are what goes through the door."""
+    ways = load_module("streaming_ways")
+    meter, rows, samples = ways.Meter(model.llm), new_rows(model), 0.1 * np.random.default_rng(0).standard_normal(48_000).astype(np.float32)
+    pieces, rest = ways.in_chunks(model, samples)
+    followed = ways.follow(ways.OURS, model, rows, pieces, rest, meter)
+    assert (followed.tokens, followed.passes) == (meter.tokens, meter.passes)
+    assert followed.stream.counts.speech_tokens == 19
+
+
+def test_streams_held(benchmark_tables):
+    options = ["--size", "ci", "--device", "cpu", "--streams", 2, "--seconds", 2, "--warm-up-s", 1, "--utterance-s", 2]
+    (record,) = benchmark_tables("streams_held", *options)
+    assert [(row["streams"], row["way"]) for row in record["rows"]] == [(2, "together"), (2, "one by one")]
+    for row in record["rows"]:
+        assert 0 < row["lag_p50_ms"] <= row["lag_p95_ms"] <= row["latest_ms"]
+        assert row["final_p50_ms"] > 0 < row["partials_per_s"]
+    assert record["rows"][0]["sessions_per_step"] >= 1
+
+
+@pytest.fixture
+def streams_held(load_module, monkeypatch):
+    """The module, and a function that measures one stream with the work of the model replaced."""
+    module = load_module("streams_held")
+
+    def run(hear, monkeypatch=monkeypatch):
+        streaming_model = load_module("streaming_model")
+        args = module.build_parser().parse_args(["--size", "ci", "--device", "cpu", "--seconds", "1", "--warm-up-s", "0"])
+        measured = streaming_model.load_measured(args)
+        said = [module.Said([np.zeros(10_800, np.float32)], np.zeros(100, np.float32))]
+        monkeypatch.setattr(module.StreamingSession, "hearing", hear)
+        return module.held(measured, Recogniser(measured.model), said, 1, "together", args)
+
+    return module, run
+
+
+def test_faults_are_not_hidden_by_a_thread(streams_held):
+    def out_of_memory(session, samples, ends):
+        raise torch.OutOfMemoryError
+        yield
+
+    def broken(session, samples, ends):
+        raise ArithmeticError("a bug")
+        yield
+
+    for hear, error in ((out_of_memory, torch.OutOfMemoryError), (broken, ArithmeticError)):
+        with pytest.raises(error):
+            streams_held[1](hear)
+
+
+def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, load_module, monkeypatch):
+    real = Recogniser.hear
+
+    def small(recogniser, jobs):
+        return real(recogniser, jobs) if len(jobs) < 3 else [torch.OutOfMemoryError() for _ in jobs]
+
+    monkeypatch.setattr(Recogniser, "hear", small)
+    options = ["--size", "ci", "--device", "cpu", "--streams", 1, 4, "--seconds", 3, "--warm-up-s", 0, "--utterance-s", 1]
+    (record,) = benchmark_tables("streams_held", *options)
+    told = [(row["streams"], row["way"]) for row in record["rows"]]
+    assert told == [(1, "together"), (1, "one by one"), (4, "together: out of memory"), (4, "one by one")]
+
+
+def test_streams_that_are_late_are_not_held(streams_held, monkeypatch):
+    def slow(session, samples, ends):
+        time.sleep(0.7)
+        return
+        yield
+
+    assert streams_held[1](slow)["holds"] == "no"
+
+
+def test_speakers_begin_at_different_places_and_never_go_back(streams_held):
+    module, _ = streams_held
+    said = [module.Said([np.full(16_000, number, np.float32) for number in range(4)], np.zeros(8_000, np.float32))]
+    for phase_s, first_s, num_pieces in ((0.0, 1.0, 4), (2.0, 1.0, 3), (4.4, 1.0, 1), (5.0, 2.5, 4)):
+        plan = module.schedule(said, 0, 0.0, phase_s, 1.5 + 0.5)  # an utterance of 4.5 s and a pause of 2 s
+        items = [next(plan) for _ in range(12)]
+        assert [at_s for at_s, _, _ in items] == sorted(at_s for at_s, _, _ in items)
+        assert (items[0][0], items[0][1][0]) == (first_s, 0.0), "an utterance begins with its first piece"
+        assert [ends for _, _, ends in items].index(True) == num_pieces
+
+
+@pytest.fixture
+def load(load_module, monkeypatch):
+    """The module of the load test, which waits for nobody here, and its clients' module."""
+    clients = load_module("serve_clients")
+    monkeypatch.setitem(sys.modules, "serve_clients", clients)
+    module = load_module("serve_load")
+    for name, value in {"STAGGER_S": 0.2, "CHUNK_S": 60.0, "UPLOAD_EVERY_S": 1.0, "MEMORY_GROWTH": 9.0}.items():
+        monkeypatch.setattr(module, name, value)
+    return module, clients
+
+
+@pytest.fixture(scope="module")
+def real_speech(tmp_path_factory):
+    """A manifest of real speech, which the server's VAD finds."""
+    folder = tmp_path_factory.mktemp("speech")
+    rows = []
+    for number, samples in enumerate(read_clips(4)):
+        soundfile.write(folder / f"{number}.wav", samples, 16_000)
+        rows.append(Row(str(number), folder / f"{number}.wav", "text", "s", "en"))
+    save_cuts(cuts_from_table(rows)[0], folder / "clips.jsonl.gz")
+    return folder / "clips.jsonl.gz"
+
+
+@pytest.fixture
+def load_test(load, monkeypatch, tmp_path, talkative, real_speech):
+    """Runs the load test with a real server; returns its record."""
+    path = tmp_path / "record.jsonl"
+
+    def run(*options):
+        arguments = ["--model", talkative, "--manifest", real_speech, *options, "--record", path]
+        monkeypatch.setattr(sys, "argv", ["benchmarks/serve_load.py", *map(str, arguments)])
+        load[0].main()
+        (record,) = newest([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path)
+        return record
+
+    return run
+
+
+def test_load_of_a_server(load_test):
+    (row,) = load_test("--clients", 2, "--max-clients", 2, "--seconds", 3, "--vad-share", 0.5)["rows"]
+    assert (row["clients"], row["lag_holds"], row["lost"]) == (2, "yes", 0)
+    assert 0 < row["lag_p50_ms"] <= row["lag_p95_ms"]
+    assert row["first_p50_ms"] > 640, "a chunk must be spoken before it has a text"
+    assert row["final_p50_ms"] > 0 < row["server_cpu_percent"]
+    assert row["utterances"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("held", "tried"), [(37, [4, 8, 16, 32, 36, 38, 40, 48, 64]), (2, [2, 3, 4]), (0, [1, 2, 4]), (1000, [4, 8, 16, 32, 64, 100])]
+)
+def test_the_largest_number_of_clients_is_found_by_halving(load, monkeypatch, held, tried):
+    async def phase(server, clips, count, args):
+        return {"clients": count, "lag_holds": "yes" if count <= held else "no"}
+
+    monkeypatch.setattr(load[0], "phase", phase)
+    rows = asyncio.run(load[0].more_and_more(None, [], argparse.Namespace(clients=4, max_clients=100)))
+    assert [row["clients"] for row in rows] == tried
+
+
+def test_mixed_load_of_a_server(load_test, load, monkeypatch):
+    monkeypatch.setattr(load[0], "KINDS", dict.fromkeys(load[0].KINDS, 1) | {"deaf": 0, "long": 0})
+    values = {row["measure"]: row["value"] for row in load_test("--mixed", "--minutes", 0.2, "--clients", 6)["rows"]}
+    assert (values["lost"], values["orphans"], values["broken promises"]) == (0, 0, 0)
+    assert values["utterances"] > 5
+    assert min(values["uploads"], values["streams short"], values["streams wrong key"]) > 0
+
+
+def test_load_options(load_test):
+    with pytest.raises(RecipeError, match="a share below 1"):
+        load_test("--vad-share", 1.0)
+
+
+class Unread:
+    """Stands for the socket of a client, to which nothing is really sent."""
+
+    async def send(self, message):
+        pass
+
+
+def seen_by(clients, kinds, vad=False):
+    """A client's stream after it spoke for a second, said that this was all, and got these events."""
+
+    async def spoken():
+        stream = clients.Stream(1, vad)
+        stream.socket, stream._due_s = Unread(), 0.0
+        await stream.speak([clients.SILENCE] * 10)
+        if not vad:
+            await stream.commit()
+        return stream
+
+    stream = asyncio.run(spoken())
+    for kind in kinds:
+        stream._take({"type": kind, "item_id": "a", "audio_s": 0.7, "audio_start_ms": 100, "audio_end_ms": 700})
+    return stream
+
+
+@pytest.mark.parametrize(("finals", "lost"), [(0, 1), (1, 0), (2, 1)])
+def test_a_final_text_is_lost_when_it_does_not_come_exactly_once(load, finals, lost):
+    started = ["input_audio_buffer.speech_started"]
+    for vad in (False, True):
+        stream = seen_by(load[1], [*(started if vad else []), "partial", "input_audio_buffer.committed", *["final"] * finals], vad)
+        assert stream.num_lost == lost
+
+
+def test_lag_is_counted_from_the_last_sample_that_a_text_has_heard(load):
+    stream = seen_by(load[1], ["partial", "final"])
+    (utterance,) = stream.utterances
+    ((at_s, lag_s),) = utterance.partials
+    assert at_s - lag_s == stream._sent_s[6]  # 0.7 s are 7 frames
+    (with_vad,) = seen_by(load[1], ["input_audio_buffer.speech_started", "partial"], vad=True).utterances
+    assert with_vad.start == 1
+
+
+def test_a_load_that_breaks_a_promise_is_told(load):
+    module, _ = load
+    mixed = module.Mixed(None, [], argparse.Namespace(clients=1, minutes=1))
+    mixed.memory = [(float(at_s), 100.0 if at_s < 50 else 2000.0) for at_s in range(60)]
+    mixed.seen.lost, mixed.seen.lag = 2, [61.0]
+    module.mixed_rows(mixed, {"sessions": 1, "uploads": 0, "model_jobs": 0}, {})
+    assert sorted(mixed.broken) == ["1 orphans", "2 lost final texts", "a lag of 61.00 s", "memory grown to 2000.0 %"]
