@@ -212,6 +212,7 @@ class StreamingSession:
     @property
     def missing_samples(self) -> int:
         """How many more samples complete the next chunk."""
+        self._check_open()
         return self._encoder.missing_samples
 
     def append(self, samples: np.ndarray) -> None:
@@ -240,9 +241,12 @@ class StreamingSession:
         self._open = False
         self._row = self._encoder = self._hotwords = self._frames = None
 
-    def _begin(self) -> float:
+    def _check_open(self) -> None:
         if not self._open:
             raise RuntimeError("the session has ended: a new stream needs a new one")
+
+    def _begin(self) -> float:
+        self._check_open()
         return self._clock()
 
     def _append(self, samples: np.ndarray) -> Work[None]:
