@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nim4.config import RecipeError, VadConfig
 from nim4.decode.hotword import HotwordIndex
 from nim4.model.asr import load_speech_llm
-from nim4.serve.limits import Gate, Limits, Refused, read_keys
+from nim4.serve.limits import Gate, Limits, Refused, check_origin, read_keys
 from nim4.serve.realtime import Connection
 from nim4.serve.service import Service
 from nim4.serve.settings import about
@@ -234,11 +234,13 @@ def serve(
         origins: web pages of other hosts that may use the server.
         vad: how speech is found, where a client does not say it.
     Raises:
-        RecipeError: if a folder or file is wrong, or the port is taken.
+        RecipeError: if a folder, file or origin is wrong, or the port is taken.
     """
     names = [path.resolve().name for path in indexes]
     if len(set(names)) < len(names):
         raise RecipeError("--hotword-index", expected="folders of different names", found=", ".join(names), fix="rename one")
+    for origin in origins:
+        check_origin(origin)
     accepted = read_keys(keys)
     with open_port(*address) as listening:  # before the model is read, so that a taken port is told at once
         host, port = listening.getsockname()[:2]

@@ -54,6 +54,8 @@ def test_mistakes(serve, talkative, trained, tmp_path):
         (["--model", talkative, "--api-keys", tmp_path / "none"], "expected a file of API keys"),
         (["--model", talkative, "--hotword-index", tmp_path], "expected"),
         (["--model", talkative, "--hotword-index", "a/x", "--hotword-index", "b/x"], "expected folders of different names, found x, x"),
+        (["--model", talkative, "--origin", "https://example.org/"], "--origin: expected scheme and host of a page"),
+        (["--model", talkative, "--origin", "*"], "expected scheme and host of a page, as https://example.org, found '*'"),
         (["--model", talkative, "--set", "padding_s=9"], "vad.padding_s: expected 0 to 5, a quarter of max_segment_s, found 9.0"),
         (["--model", talkative, "--max-upload-s", 0], "--max-upload-s: expected at least 1, found 0"),
         (["--model", talkative, "--max-sessions", 0], "--max-sessions: expected at least 1, found 0"),

@@ -266,7 +266,8 @@ def test_where_keys_come_from(tmp_path):
 
 def test_origins(model):
     with RunningServer(model, origins=["https://example.org"]) as server:
-        assert code_of(server.post(b"", headers={"Origin": "http://evil.example"})) == (403, "origin_not_allowed")
+        for origin in ("http://evil.example", "https://example.org.evil.example", "null", "http://[", ""):
+            assert code_of(server.post(b"", headers={"Origin": origin})) == (403, "origin_not_allowed")
         for origin in ("https://example.org", f"http://127.0.0.1:{server.port}"):
             assert server.post(file_of(pcm(0.2)), headers={"Origin": origin})[0] == 200
 
