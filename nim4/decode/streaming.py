@@ -197,7 +197,7 @@ class StreamingSession:
     def __init__(self, recogniser: Recogniser, given: Sequence[str], clock: Callable[[], float]):
         self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
         self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
-        self._frames = self._model.acoustic.mean.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
+        self._frames = self._model.adaptor.up.weight.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
         self._row = recogniser.rows.new()  # of the prefix and all speech so far
         vocab_size = self._model.acoustic.config.vocab_size
         self._hotwords = StreamHints(recogniser.hotwords, recogniser.limits, given, recogniser.max_hints, vocab_size)

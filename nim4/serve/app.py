@@ -217,6 +217,7 @@ class Server(uvicorn.Server):
 def serve(
     model: Path,
     device: torch.device,
+    precision: str,
     indexes: Sequence[Path],
     address: tuple[str, int],
     keys: Path | None,
@@ -227,7 +228,7 @@ def serve(
     """Serves until a signal comes.
 
     Args:
-        model: folder of stages 4 to 9.
+        model, device, precision: as load_speech_llm takes them.
         indexes: folders of hotword indexes, which clients name by the folder's name.
         address: host and port.
         keys: file of API keys, see read_keys.
@@ -246,7 +247,7 @@ def serve(
         host, port = listening.getsockname()[:2]
         if not accepted and not host.startswith("127.") and host != "::1":
             log.warning("anyone who can reach this machine can use the server: it has no API keys")
-        speech_llm, inventory = load_speech_llm(model, device)
+        speech_llm, inventory = load_speech_llm(model, device, precision)
         loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
         service = Service(speech_llm, inventory, loaded, limits, vad)
         service.warm_up()

@@ -17,7 +17,7 @@ from nim4 import stage
 from nim4.decode.listening import Listener
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
-from nim4.serve.app import open_port
+from nim4.serve.app import Server, open_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -63,6 +63,14 @@ def test_mistakes(serve, talkative, trained, tmp_path):
         code, errors = serve("--port", 0, *options)
         assert (code, len(errors)) == (2, 1)
         assert message in errors[0]
+
+
+def test_the_model_has_the_precision_of_the_option(serve, talkative, monkeypatch):
+    served = []
+    monkeypatch.setattr(Server, "run", lambda server, sockets: served.append(server._service._model))
+    for precision in ("auto", "bf16"):
+        assert serve("--model", talkative, "--port", 0, "--precision", precision) == (0, [])
+    assert [model.llm.get_input_embeddings().weight.dtype for model in served] == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(
