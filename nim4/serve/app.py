@@ -1,6 +1,7 @@
 """The server on the network: routes, what stands before them, and its life from an open port to the last final text."""
 
 import asyncio
+import json
 import logging
 import socket as sockets
 from collections.abc import MutableMapping, Sequence
@@ -86,8 +87,8 @@ def make_app(service: Service, gate: Gate, origins: Sequence[str] = ()) -> FastA
 
 
 def answer(refused: Refused) -> Response:
-    """An error in OpenAI's shape."""
-    return JSONResponse({"error": refused.body}, refused.status, refused.headers)
+    """An error in OpenAI's shape; in ASCII, since it may name a field of a client's that UTF-8 cannot write."""
+    return Response(json.dumps({"error": refused.body}, separators=(",", ":")), refused.status, refused.headers, "application/json")
 
 
 class Guard:
