@@ -65,10 +65,16 @@ def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.Ar
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM")
     parser.add_argument("--hotword-index", type=Path, help="folder of an index in which hints are looked up by sound")
     parser.add_argument("--no-punctuation", action="store_true", help="texts without punctuation")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=VAD_SETTINGS)
+    add_common(parser)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What transcribe, stream and serve have in common at the end of their options."""
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the weights; auto: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=VAD_SETTINGS)
 
 
 def load_speech(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
@@ -77,7 +83,7 @@ def load_speech(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
     from nim4.model.asr import load_speech_llm
     from nim4.train.distributed import pick_device
 
-    model, inventory = load_speech_llm(args.model, pick_device(args.device))
+    model, inventory = load_speech_llm(args.model, pick_device(args.device), args.precision)
     index = HotwordIndex.load(args.hotword_index, inventory) if args.hotword_index else None
     return model, inventory, index, [word.strip() for word in args.hotwords.split(",") if word.strip()]
 
@@ -164,8 +170,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
     for name, about in LIMITS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=int(getattr(Limits, name)), help=about)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=VAD_SETTINGS)
+    add_common(parser)
     parser.set_defaults(run=serve)
 
 
@@ -182,7 +187,8 @@ def serve(args: argparse.Namespace) -> None:
     vad = load(VadConfig, {}, args.set, "--set")
     check(vad)
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
-    app.serve(args.model, pick_device(args.device), args.hotword_index, (args.host, args.port), args.api_keys, args.origin, limits, vad)
+    model, address = (args.model, pick_device(args.device), args.precision), (args.host, args.port)
+    app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad)
 
 
 def add_entropy(commands: Any) -> None:

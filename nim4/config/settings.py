@@ -325,7 +325,7 @@ class VadConfig:
     """Where speech starts and stops in long recordings and endless streams, see nim4/decode/vad.py."""
 
     threshold: float = 0.5  # silero's default: probability from which a window is speech; 0 = all is, and only length cuts
-    hysteresis: float = 0.15  # silero's default: it is over only below threshold less this
+    hysteresis: float = 0.15  # silero's default: it is over only below threshold less this, or below 0.01
     min_speech_s: float = 0.1  # ours: silero's 0.25 s would lose a short "no", and without any limit a click starts a segment
     min_silence_s: float = 0.8  # ours: silero's 0.1 s cuts inside of sentences, which the language model should read whole
     padding_s: float = 0.3  # ours: of silence kept at both ends, behind it at most min_silence_s; silero's 0.03 s loses soft beginnings

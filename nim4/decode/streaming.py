@@ -203,7 +203,7 @@ class StreamingSession:
     def __init__(self, recogniser: Recogniser, given: Sequence[str], clock: Callable[[], float]):
         self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
         self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
-        self._frames = self._model.acoustic.mean.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
+        self._frames = self._model.adaptor.up.weight.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
         self._row = recogniser.rows.new()  # of the prefix and all speech so far
         vocab_size = self._model.acoustic.config.vocab_size
         self._hotwords = StreamHints(recogniser.hotwords, recogniser.limits, given, recogniser.max_hints, vocab_size)
@@ -218,6 +218,7 @@ class StreamingSession:
     @property
     def missing_samples(self) -> int:
         """How many more samples complete the next chunk."""
+        self._check_open()
         return self._encoder.missing_samples
 
     def append(self, samples: np.ndarray) -> None:
@@ -246,9 +247,12 @@ class StreamingSession:
         self._open = False
         self._row = self._encoder = self._hotwords = self._frames = None
 
-    def _begin(self) -> float:
+    def _check_open(self) -> None:
         if not self._open:
             raise RuntimeError("the session has ended: a new stream needs a new one")
+
+    def _begin(self) -> float:
+        self._check_open()
         return self._clock()
 
     def _append(self, samples: np.ndarray) -> Work[None]:

@@ -29,6 +29,7 @@ from nim4.decode.together import Work, alone
 WINDOW_SAMPLES = 512  # silero's, at 16 kHz
 CONTEXT_SAMPLES = 64  # of the window before, which the network sees again
 PIECE_SAMPLES = 32_000  # of a recording, at once, so that an hour is not copied, and others have a turn in between
+MIN_QUIET = 0.01  # silero's get_speech_timestamps: whatever the threshold, a window of less probability is silent
 QUIET_WINDOWS = 3  # ours: a cut is made in the middle of the quietest 96 ms, since single windows are quiet inside of stops, too
 
 
@@ -212,7 +213,7 @@ class VoiceActivity:
             return self._outside(start, probability >= config.threshold)
         if probability >= config.threshold:
             self._silence = None
-        elif self._silence is None and probability < config.threshold - config.hysteresis:
+        elif self._silence is None and probability < max(config.threshold - config.hysteresis, MIN_QUIET):
             self._silence = start
         return self._inside()
 

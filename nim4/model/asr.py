@@ -175,28 +175,31 @@ def read_speech_llm_config(folder: Path) -> tuple[ModelConfig, PhonemeInventory]
     """Shape and phoneme inventory of a speech LLM's folder. Raises RecipeError if it is not one of stages 4 to 9."""
     config, inventory = read_model_config(folder)
     if not (folder / LLM_FOLDER).is_dir():
-        raise RecipeError(folder, expected="a model folder of stage 4 or later", found="no llm/ in it", fix="run stage 4, or correct the option")
+        fix = "run stage 4, or correct --model / --init"
+        raise RecipeError(folder, expected="a model folder of stage 4 or later", found="no llm/ in it", fix=fix)
     return config, inventory
 
 
-def load_speech_llm(folder: Path, device: torch.device) -> tuple[SpeechLlm, PhonemeInventory]:
+def load_speech_llm(folder: Path, device: torch.device, precision: str = "fp32") -> tuple[SpeechLlm, PhonemeInventory]:
     """The speech LLM of a folder, in evaluation mode, and its phoneme inventory.
 
+    Args:
+        precision: of the weights, and of what is computed with them: fp32, bf16, or auto: bf16 on a GPU, fp32 elsewhere. Features and their
+            normalisation are float32 in any case.
     Raises:
         RecipeError: if the folder is not one of stages 4 to 9, or its parts do not fit each other.
     """
     folder = Path(folder)
-    config, inventory = read_model_config(folder)
-    if not (folder / LLM_FOLDER).is_dir():
-        raise RecipeError(
-            folder, expected="a model folder of stage 4 or later", found="no llm/ in it", fix="run stage 4, or correct --model / --init"
-        )
-    llm = load_llm(replace(config.llm, name=str(folder / LLM_FOLDER)))
+    config, inventory = read_speech_llm_config(folder)
+    dtype = torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else torch.float32
+    llm = load_llm(replace(config.llm, name=str(folder / LLM_FOLDER)), dtype)
     model = SpeechLlm(PhonemeModel(config), llm, config)
     weights = read_weights(folder / WEIGHTS)
     load_into(model.acoustic, acoustic_weights(weights), folder / WEIGHTS)
     adaptor = {name.removeprefix(ADAPTOR): tensor for name, tensor in weights.items() if name.startswith(ADAPTOR)}
     load_into(model.adaptor, adaptor, folder / WEIGHTS)
+    for part in (model.acoustic.encoder, model.acoustic.head, model.adaptor):
+        part.to(dtype)
     return model.to(device).eval(), inventory
 
 

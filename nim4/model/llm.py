@@ -291,18 +291,3 @@ def writing(drop: Callable[[int], None], ids: Sequence[int], draft: Sequence[int
         written += yield written[-1:], 1
         passes += 1
     return Written(cut_at(written[:limit], end), accepted, len(ids) + len(draft) + passes - 1, passes)
-
-
-@torch.inference_mode()
-def write_greedily(model: nn.Module, cache: Any, ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Written:
-    """`writing` behind keys and values of one row, which grow."""
-    device = model.get_input_embeddings().weight.device
-    work = writing(lambda num_tokens: cache.crop(-num_tokens) if num_tokens else None, ids, draft, limit, end)
-    best = None
-    try:
-        while True:
-            new, num_wanted = work.send(best)
-            hidden, _ = read(model, model.get_input_embeddings()(torch.tensor([new], device=device)), cache)
-            best = model.lm_head(hidden[0, -num_wanted:]).argmax(-1).tolist()
-    except StopIteration as done:
-        return done.value

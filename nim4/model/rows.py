@@ -153,7 +153,7 @@ class Rows:
         num_columns = max(read.row.length for read in reads) + num_new
         self.reserve(0, num_columns)
         places, lens = torch.tensor([(read.row.place, read.row.length) for read in reads], device=device).T
-        ids = [[*read.what] + [0] * (num_new - len(read.what)) if isinstance(read.what, list) else [0] * num_new for read in reads]
+        ids = [[0] * num_new if isinstance(read.what, Tensor) else [*read.what, *[0] * (num_new - len(read.what))] for read in reads]
         embeds = embed(torch.tensor(ids, device=device))
         for row, read in zip(embeds, reads, strict=True):
             if isinstance(read.what, Tensor):

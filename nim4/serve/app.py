@@ -1,6 +1,7 @@
 """The server on the network: routes, what stands before them, and its life from an open port to the last final text."""
 
 import asyncio
+import json
 import logging
 import socket as sockets
 from collections.abc import MutableMapping, Sequence
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nim4.config import RecipeError, VadConfig
 from nim4.decode.hotword import HotwordIndex
 from nim4.model.asr import load_speech_llm
-from nim4.serve.limits import Gate, Limits, Refused, read_keys
+from nim4.serve.limits import Gate, Limits, Refused, check_origin, read_keys
 from nim4.serve.realtime import Connection
 from nim4.serve.service import Service
 from nim4.serve.settings import about
@@ -86,8 +87,8 @@ def make_app(service: Service, gate: Gate, origins: Sequence[str] = ()) -> FastA
 
 
 def answer(refused: Refused) -> Response:
-    """An error in OpenAI's shape."""
-    return JSONResponse({"error": refused.body}, refused.status, refused.headers)
+    """An error in OpenAI's shape; in ASCII, since it may name a field of a client's that UTF-8 cannot write."""
+    return Response(json.dumps({"error": refused.body}, separators=(",", ":")), refused.status, refused.headers, "application/json")
 
 
 class Guard:
@@ -217,6 +218,7 @@ class Server(uvicorn.Server):
 def serve(
     model: Path,
     device: torch.device,
+    precision: str,
     indexes: Sequence[Path],
     address: tuple[str, int],
     keys: Path | None,
@@ -227,24 +229,26 @@ def serve(
     """Serves until a signal comes.
 
     Args:
-        model: folder of stages 4 to 9.
+        model, device, precision: as load_speech_llm takes them.
         indexes: folders of hotword indexes, which clients name by the folder's name.
         address: host and port.
         keys: file of API keys, see read_keys.
         origins: web pages of other hosts that may use the server.
         vad: how speech is found, where a client does not say it.
     Raises:
-        RecipeError: if a folder or file is wrong, or the port is taken.
+        RecipeError: if a folder, file or origin is wrong, or the port is taken.
     """
     names = [path.resolve().name for path in indexes]
     if len(set(names)) < len(names):
         raise RecipeError("--hotword-index", expected="folders of different names", found=", ".join(names), fix="rename one")
+    for origin in origins:
+        check_origin(origin)
     accepted = read_keys(keys)
     with open_port(*address) as listening:  # before the model is read, so that a taken port is told at once
         host, port = listening.getsockname()[:2]
         if not accepted and not host.startswith("127.") and host != "::1":
             log.warning("anyone who can reach this machine can use the server: it has no API keys")
-        speech_llm, inventory = load_speech_llm(model, device)
+        speech_llm, inventory = load_speech_llm(model, device, precision)
         loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
         service = Service(speech_llm, inventory, loaded, limits, vad)
         service.warm_up()

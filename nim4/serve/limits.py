@@ -128,7 +128,7 @@ class Gate:
             Refused: 403, 401 or 429.
         """
         origin = headers.get("origin")
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin not in self._origins and _host_of(origin) != headers.get("host"):
             raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server: see --origin")
         self._count(self._owner(headers, address))
 
@@ -155,6 +155,21 @@ class Gate:
         if len(self._used) > 10_000:  # addresses come and go: those that have been quiet for a minute count nothing
             self._used = {key: value for key, value in self._used.items() if now_s - value[1] < 60}
         self._used[owner] = (used + 1, now_s)
+
+
+def check_origin(origin: str) -> None:
+    """Raises RecipeError for what no browser calls its origin, since no page would ever be let in by it."""
+    host = _host_of(origin)
+    if not host or origin not in (f"http://{host}", f"https://{host}"):
+        raise RecipeError("--origin", expected="scheme and host of a page, as https://example.org", found=repr(origin), fix="correct it")
+
+
+def _host_of(origin: str) -> str:
+    """Its host and port; "" when it has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _digest(key: str) -> bytes:

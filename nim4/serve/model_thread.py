@@ -33,7 +33,9 @@ class ModelThread:
         future: Future[Any] = Future()
 
         def call() -> None:
-            if self._begins(future):
+            if not self._open:
+                future.cancel()
+            if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work(*args))
                 except Exception as error:
@@ -47,11 +49,16 @@ class ModelThread:
         return self.do(job.session.hearing(job.samples, job.ends))
 
     def do(self, work: Work[Any]) -> Future[Any]:
-        """Does a piece of work, together with that of others. Raises RuntimeError after `shutdown`."""
+        """Does a piece of work, together with that of others; what is cancelled meanwhile takes part in no further step.
+
+        Raises RuntimeError after `shutdown`.
+        """
         future: Future[Any] = Future()
 
         def begin() -> None:
-            if self._begins(future):
+            if not self._open:
+                future.cancel()
+            if not future.cancelled():
                 self._going.append((Task(work), future))
 
         self._put(begin)
@@ -70,34 +77,38 @@ class ModelThread:
                 raise RuntimeError("the model thread has ended")
             self._waiting.put(work)
 
-    def _begins(self, future: Future[Any]) -> bool:
-        """Whether it is still wanted, and may be done."""
-        if not self._open:
-            future.cancel()
-        return future.set_running_or_notify_cancel()
-
     def _run(self) -> None:
         while True:
-            for _ in range(max(self._waiting.qsize(), 0 if self._going else 1)):
-                work = self._waiting.get()
-                if work is None:
+            num_waiting = self._waiting.qsize()
+            self._tell()  # now, so that what was cancelled makes room for what is counted as waiting
+            for _ in range(max(num_waiting, 0 if self._going else 1)):
+                if not self._begin():
                     for _, future in self._going:
-                        future.set_exception(RuntimeError("the model thread has ended"))
+                        if future.set_running_or_notify_cancel():
+                            future.set_exception(RuntimeError("the model thread has ended"))
                     return
-                work()
             self._tell()
-            tasks = [task for task, _ in self._going]
-            if tasks:
-                self._on_step(len(tasks))
-                step(tasks)
-                self._tell()
+            if self._going:
+                self._on_step(len(self._going))
+                step([task for task, _ in self._going])
+
+    def _begin(self) -> bool:
+        """Begins, or calls, what has waited longest, and keeps nothing of it here; False at the end."""
+        work = self._waiting.get()
+        if work is not None:
+            work()
+        return work is not None
 
     def _tell(self) -> None:
-        """Gives their results to those whose work has ended."""
-        ended = [(task, future) for task, future in self._going if task.request is None]
-        self._going = [(task, future) for task, future in self._going if task.request is not None]
-        for task, future in ended:
-            if task.error is None:
-                future.set_result(task.result)
-            else:
-                future.set_exception(task.error)
+        """Gives their results to those whose work has ended, and lets go of what nobody waits for any more."""
+        going, self._going = self._going, []
+        for task, future in going:
+            if future.cancelled():
+                continue
+            if task.request is not None:
+                self._going.append((task, future))
+            elif future.set_running_or_notify_cancel():
+                if task.error is None:
+                    future.set_result(task.result)
+                else:
+                    future.set_exception(task.error)

@@ -101,7 +101,7 @@ class Service:
         return await self._awaited(self._thread.submit(work, *args))
 
     async def hear(self, job: Job) -> Hypothesis:
-        """Does a session's job in the model thread, together with those of others. Cancelled as `run`."""
+        """Does a session's job in the model thread, together with those of others. If the caller is cancelled, it ends with the present step."""
         return await self._awaited(self._thread.hear(job))
 
     async def _awaited(self, future: Future[Result]) -> Result:

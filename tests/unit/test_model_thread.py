@@ -100,6 +100,36 @@ def test_what_is_cancelled_does_not_run(held):
     assert told == []
 
 
+def test_what_is_cancelled_while_it_goes_takes_part_in_no_further_step(held):
+    told, steps, closed = [], [], threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def endless():
+        try:
+            while True:
+                steps.append((yield Ask()))
+        finally:
+            closed.set()
+
+    def holds():
+        yield Ask()
+        begun.set()
+        go_on.wait(10)
+        yield Ask()
+        return "done"
+
+    holding, gone = held.do(holds()), held.do(endless())
+    held.release.set()
+    assert begun.wait(10)
+    assert gone.cancel()
+    go_on.set()
+    assert holding.result(10) == "done"
+    assert closed.wait(10)
+    num_steps = len(steps)
+    assert held.do(work(3, told)).result(10) == 3
+    assert (told, len(steps)) == ([1, 1, 1], num_steps)
+
+
 def test_the_end_cancels_what_waits_and_ends_what_goes_on():
     thread, told, going = ModelThread(), [], threading.Event()
 

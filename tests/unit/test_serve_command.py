@@ -17,7 +17,7 @@ from nim4 import stage
 from nim4.decode.listening import Listener
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
-from nim4.serve.app import open_port
+from nim4.serve.app import Server, open_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -54,6 +54,8 @@ def test_mistakes(serve, talkative, trained, tmp_path):
         (["--model", talkative, "--api-keys", tmp_path / "none"], "expected a file of API keys"),
         (["--model", talkative, "--hotword-index", tmp_path], "expected"),
         (["--model", talkative, "--hotword-index", "a/x", "--hotword-index", "b/x"], "expected folders of different names, found x, x"),
+        (["--model", talkative, "--origin", "https://example.org/"], "--origin: expected scheme and host of a page"),
+        (["--model", talkative, "--origin", "*"], "expected scheme and host of a page, as https://example.org, found '*'"),
         (["--model", talkative, "--set", "padding_s=9"], "vad.padding_s: expected 0 to 5, a quarter of max_segment_s, found 9.0"),
         (["--model", talkative, "--max-upload-s", 0], "--max-upload-s: expected at least 1, found 0"),
         (["--model", talkative, "--max-sessions", 0], "--max-sessions: expected at least 1, found 0"),
@@ -61,6 +63,14 @@ def test_mistakes(serve, talkative, trained, tmp_path):
         code, errors = serve("--port", 0, *options)
         assert (code, len(errors)) == (2, 1)
         assert message in errors[0]
+
+
+def test_the_model_has_the_precision_of_the_option(serve, talkative, monkeypatch):
+    served = []
+    monkeypatch.setattr(Server, "run", lambda server, sockets: served.append(server._service._model))
+    for precision in ("auto", "bf16"):
+        assert serve("--model", talkative, "--port", 0, "--precision", precision) == (0, [])
+    assert [model.llm.get_input_embeddings().weight.dtype for model in served] == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+import urllib.request
 from dataclasses import asdict
 from pathlib import Path
 
@@ -265,9 +266,18 @@ def test_where_keys_come_from(tmp_path):
             read_keys(given, environment)
 
 
+def test_a_field_that_no_text_can_have_is_told(server):
+    kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    body = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\nv\r\n--x--\r\n'
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/audio/transcriptions", data=body, headers=kind)
+    status, text = server._answer(request)
+    assert (status, json.loads(text)["error"]["param"]) == (400, "\ud800")
+
+
 def test_origins(model):
     with RunningServer(model, origins=["https://example.org"]) as server:
-        assert code_of(server.post(b"", headers={"Origin": "http://evil.example"})) == (403, "origin_not_allowed")
+        for origin in ("http://evil.example", "https://example.org.evil.example", "null", "http://[", ""):
+            assert code_of(server.post(b"", headers={"Origin": origin})) == (403, "origin_not_allowed")
         for origin in ("https://example.org", f"http://127.0.0.1:{server.port}"):
             assert server.post(file_of(pcm(0.2)), headers={"Origin": origin})[0] == 200
 
@@ -298,7 +308,7 @@ def test_the_rate_over_http(model):
 
 
 def test_unknown_addresses_have_the_same_errors(server):
-    assert [server.get(path)[0] for path in ("/", "/v1/audio/transcriptions")] == [404, 405]
+    assert [server.get(path)[0] for path in ("/v1", "/v1/audio/transcriptions")] == [404, 405]
     assert '"code":"not_found"' in server.get("/x")[1]
 
 
@@ -325,9 +335,15 @@ def test_a_failure_is_told_and_the_server_stays(server, monkeypatch):
 
 
 def test_metrics_are_what_prometheus_reads(server):
-    lines = server.get("/metrics")[1].splitlines()
-    assert "# TYPE nim4_sessions gauge" in lines
-    assert 'nim4_requests_total{path="other",status="404"} 2' in lines
+    def unknown():
+        lines = server.get("/metrics")[1].splitlines()
+        assert "# TYPE nim4_sessions gauge" in lines
+        counts = dict(line.rsplit(" ", 1) for line in lines)
+        return int(counts.get('nim4_requests_total{path="other",status="404"}', 0))
+
+    before = unknown()
+    server.get("/x")
+    assert unknown() == before + 1
     metrics = Metrics()
     for seconds in (0.005, 0.3, 99.0):
         metrics.observe("final_seconds", seconds)

@@ -63,6 +63,22 @@ def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
 
 
+def test_another_precision_is_that_of_the_library(nim4, talkative, recordings):
+    model, _ = load_speech_llm(talkative, torch.device("cpu"), "bf16")
+    session = Recogniser(model).session()
+    session.append(read_recording(recordings[0]))
+    final = session.finalize()
+    assert final.text
+    options = ["--model", talkative, "--device", "cpu", "--precision", "bf16", *ALL_IS_SPEECH]
+    code, lines, errors = nim4("stream", "--wav", recordings[0], *options)
+    assert (code, errors) == (0, [])
+    assert "\n".join(lines).endswith(f"1.50\tfinal\t{final.text}")
+    (text,) = transcripts(model, [read_recording(recordings[0])])
+    code, lines, errors = nim4("transcribe", recordings[0], "--format", "txt", *options)
+    assert (code, errors, "\n".join(lines)) == (0, [], text)
+    assert nim4("transcribe", recordings[0], *options[:4], "--precision", "fp16")[0] == 2
+
+
 def test_a_terminal_shows_what_can_still_change_dim(monkeypatch):
     monkeypatch.setenv("COLUMNS", "8")
     written = ""

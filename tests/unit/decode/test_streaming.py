@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 from nim4.corpus.feats import Fbank
 from nim4.decode import streaming
 from nim4.decode.encoder import spoken
-from nim4.decode.streaming import Counts, Event, Hypothesis, Recogniser, num_kept_tokens, on_clock
+from nim4.decode.streaming import Counts, Event, Hypothesis, Recogniser, new_rows, num_kept_tokens, on_clock
+from nim4.decode.together import alone
 from nim4.model.conformer import Context
-from nim4.model.llm import fork, read, write_greedily
-from nim4.model.rows import write
+from nim4.model.llm import Llm, generate
+from nim4.model.rows import Read, write
 from nim4.stage import ROOT
 
 CONTEXT = Context(16, 4)
@@ -186,7 +187,7 @@ def test_a_session_that_has_ended_is_told(recogniser, end):
     session = recogniser.session()
     session.append(noise(20_000))
     getattr(session, end)()
-    for call in (session.partial, session.finalize, lambda: session.append(noise(10))):
+    for call in (session.partial, session.finalize, lambda: session.append(noise(10)), lambda: session.missing_samples):
         with pytest.raises(RuntimeError, match="has ended"):
             call()
     session.abort()
@@ -214,26 +215,33 @@ def test_a_stream_without_a_frame_is_empty(recogniser, pieces):
 
 def test_any_draft_gives_the_greedy_answer(model):
     torch.manual_seed(3)
-    embed, end = model.llm.get_input_embeddings(), model.prompt.end
+    speech, suffix, end = torch.randn(7, 32), model.prompt.suffix(), model.prompt.end
+    rows, row = new_rows(model), None
+
+    def written(draft):
+        nonlocal row
+        row = rows.new()
+        rows.read([Read(rows, row, speech)])
+        return alone(write(rows, row, suffix, draft, 20, end))
+
+    greedy = written([])
     with torch.inference_mode():
-        cache = read(model.llm, torch.randn(1, 7, 32))[1]
-        suffix = model.prompt.suffix()
-        greedy = write_greedily(model.llm, fork(cache), suffix, [], 20, end)
-        assert greedy.ids
-        wrong = [*greedy.ids[:3], (greedy.ids[3] + 1) % 256, *greedy.ids[4:]]
-        for draft, accepted in (
-            (greedy.ids, len(greedy.ids)),
-            (greedy.ids[:6], 6),
-            (wrong, 3),
-            ([end, *greedy.ids], 0),
-            ([*greedy.ids, *greedy.ids], None),
-        ):
-            written = write_greedily(model.llm, fork(cache), suffix, draft, 20, end)
-            assert written.ids == greedy.ids
-            assert accepted in (None, written.accepted)
-            assert written.passes == max(greedy.passes - written.accepted, 1)
-        assert cache.get_seq_length() == 7
-        assert embed(torch.tensor([suffix])).shape[1] == len(suffix)
+        embeds, _, _ = model.rows(speech[None], torch.tensor([7]), [suffix])
+        assert [greedy.ids] == generate(Llm(model.llm, model.tokenizer, ""), embeds, torch.tensor([0]), [20], end=end)
+    assert len(greedy.ids) > 6
+    wrong = [*greedy.ids[:3], (greedy.ids[3] + 1) % 256, *greedy.ids[4:]]
+    for draft, accepted in (
+        (greedy.ids, len(greedy.ids)),
+        (greedy.ids[:6], 6),
+        (wrong, 3),
+        ([end, *greedy.ids], 0),
+        ([*greedy.ids, *greedy.ids], None),
+    ):
+        found = written(draft)
+        assert found.ids == greedy.ids
+        assert accepted in (None, found.accepted)
+        assert found.passes == max(greedy.passes - found.accepted, 1)
+        assert row.length == len(model.prompt.prefix) + 7 + len(suffix) + found.accepted + found.passes - 1
 
 
 @settings(deadline=None)

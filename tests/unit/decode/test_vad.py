@@ -154,6 +154,12 @@ def test_a_click_is_no_speech_and_a_dip_is_no_end(told):
     assert segments(windows(101), config) == [(0, 61 * WINDOW_SAMPLES)]
 
 
+def test_speech_ends_under_a_low_threshold(told):
+    told(*[0.0] * 5, *[0.2] * 10, *[0.002] * 40)
+    found = segments(windows(55), VadConfig(threshold=0.1, min_silence_s=0.6, padding_s=0))
+    assert found == [(5 * WINDOW_SAMPLES, 15 * WINDOW_SAMPLES)]
+
+
 def test_a_long_segment_is_cut_at_its_quietest_late_point(told):
     told(1.0)
     samples = np.full(6 * SECOND, 0.5, np.float32)

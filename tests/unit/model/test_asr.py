@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from nim4.config import RecipeError
 from nim4.model.asr import IGNORED, load_speech_llm, max_answer_tokens
 from nim4.model.checkpoint import load_model
-from nim4.model.conformer import Context
+from nim4.model.conformer import Context, valid_mask
 
 LENS = [130, 64, 33]
 TEXTS = ["你好 ab", "", "北京"]
@@ -91,6 +91,22 @@ def test_a_folder_is_read_as_it_was_written(model, batch, tmp_path):
     assert again.transcribe(batch.x, batch.x_lens) == model.transcribe(batch.x, batch.x_lens)
     phonemes, _ = load_model(tmp_path / "model", torch.device("cpu"))
     assert torch.equal(phonemes(batch.x, batch.x_lens)[0], model.acoustic(batch.x, batch.x_lens)[0])
+
+
+def test_a_folder_is_read_in_another_precision(model, batch, tmp_path):
+    model.save(tmp_path / "model", model.state_dict(), INVENTORY)
+    cpu = torch.device("cpu")
+    half, plain = (load_speech_llm(tmp_path / "model", cpu, precision)[0] for precision in ("bf16", "auto"))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
+    assert half.acoustic.mean.dtype == torch.float32
+    assert torch.equal(half.acoustic.mean, model.acoustic.mean)
+    with torch.inference_mode():
+        (ours, lens), (theirs, _) = (one.speech(batch.x, batch.x_lens) for one in (half, plain))
+    assert ours.dtype == torch.bfloat16
+    valid = valid_mask(lens, ours.shape[1])
+    assert 0 < (ours.float() - theirs)[valid].norm() < 0.05 * theirs[valid].norm()
+    assert len(half.transcribe(batch.x, batch.x_lens)) == len(batch.x)
 
 
 def test_a_folder_of_stage_3_is_no_speech_llm(trained):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import make_talkative, tiny_llm, tiny_speech_llm
 
 from nim4.decode import together
-from nim4.model.llm import read, write_greedily
+from nim4.model.llm import Llm, generate, read
 from nim4.model.rows import COLUMNS, Read, Rows, write
 
 PREFIX = [1, 2, 3]
@@ -109,14 +109,18 @@ def test_a_read_that_fails_can_be_repeated(llm, monkeypatch):
     assert rows.read([Read(rows, row, ids(1, 9), 9)]) == alone(llm, [ids(1, 9)])
 
 
-def test_writing_behind_a_row_is_writing_behind_a_cache(llm):
+def test_writing_behind_a_row_is_greedy_decoding(llm):
     rows = Rows(llm, PREFIX)
     row = rows.new()
     written = together.alone(write(rows, row, ids(1, 5), ids(2, 4), 12, 300))
-    with torch.inference_mode():
-        cache = read(llm, llm.get_input_embeddings()(torch.tensor([PREFIX])))[1]
-    assert written == write_greedily(llm, cache, ids(1, 5), ids(2, 4), 12, 300)
-    assert row.length == cache.get_seq_length()
+    embeds = llm.get_input_embeddings()(torch.tensor([[*PREFIX, *ids(1, 5)]]))
+    assert [written.ids] == generate(Llm(llm, None, ""), embeds, torch.tensor([0]), [12], end=300)
+    assert row.length == len(PREFIX) + 5 + 12 - 1  # nobody has asked what comes behind the last one
+
+
+def test_ids_may_be_of_any_sequence(llm):
+    rows = Rows(llm, tuple(PREFIX))
+    assert rows.read([Read(rows, rows.new(), tuple(ids(1, 10)), 10)]) == alone(llm, [ids(1, 10)])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
