@@ -8,13 +8,12 @@ A partial text is written with the instruction for unfinished speech, behind the
 while no new phoneme has been heard. The final text is written with the full instruction and all hints, over speech that has been read
 already, and is the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, writing).
 
-Many sessions go together (`Recogniser.hear`): chunks of the encoder and passes of the language model are shared by all that need one, each
-session gets what it would get alone, and none waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py). Alone and
-together the texts are the same in fp32 on a CPU; sums in bf16 depend on how many are added at once, and near ties may fall the other way.
+Many sessions go together (`Recogniser.hear`): chunks of the encoder and passes of the language model are shared by all that need one, and none
+waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py). Each session gets what it would get alone: in fp32 on a CPU
+exactly; sums in bf16 depend on how many are added at once, and near ties may fall the other way.
 
-Source: arXiv 2604.18105, section 3.6. Ours, since it says no more: what has once been kept is not rolled back later, so that users can rely
-on it until the final text; the two free chunks are counted from the first with a phoneme; the limit of new tokens; the tokens rolled back
-serve as a draft.
+Source: arXiv 2604.18105, section 3.6. Ours, since it says no more: what has been kept is not rolled back later, so that users can rely on it
+until the final text; the two free chunks are counted from the first with a phoneme; new tokens are limited; those rolled back are a draft.
 """
 
 import time
