@@ -254,8 +254,9 @@ def _streams(blocks: Sequence[Block]) -> list[list[str]]:
 
 
 def _punctuation(blocks: Sequence[Block]) -> list[list[str]]:
-    """Header and one line for each config and test set whose references have marks; empty when there is none."""
-    scored = [(row.label, block.test_set, row.record["punctuation"]) for block in blocks for row in block.rows if row.record.get("punctuation")]
+    """Header and one line for each config and test set with marks in references and hypotheses (CTC writes none); empty when there is none."""
+    rows = [(row.label, block.test_set, row.record.get("punctuation")) for block in blocks for row in block.rows]
+    scored = [(label, test_set, scores) for label, test_set, scores in rows if scores and scores["all"]["in_hyps"]]
     marks = list(dict.fromkeys(mark for _, _, scores in scored for mark in scores))
     if not marks:
         return []

@@ -123,6 +123,8 @@ def test_punctuation_has_a_table_of_its_own(compare, tmp_path):
     scores = {mark: dict(zip(("f1", "in_refs", "in_hyps", "right"), numbers, strict=True)) for mark, numbers in marks.items()}
     printed = compare(write_scores(tmp_path / "base" / "12_score", ["ctc_greedy"], punctuation=scores))
     assert ["ctc_greedy", "test", "75.0 (4)", "100.0 (3)", "0.0 (1)"] in [re.split("  +", line) for line in printed.splitlines()]
+    none = {mark: score | {"in_hyps": 0, "right": 0, "f1": 0.0} for mark, score in scores.items()}  # as CTC with a lexicon writes
+    assert table.PUNCTUATION not in compare(write_scores(tmp_path / "none" / "12_score", ["ctc_greedy"], punctuation=none))
     assert table.PUNCTUATION not in compare(write_scores(tmp_path / "plain" / "12_score"))
 
 
