@@ -77,8 +77,8 @@ def test_the_comparison_is_printed(first):
     for test_set in TEST_SETS[:-1]:
         assert f"{test_set}, PER %" in lines
     assert [line.split()[0] for line in lines if line.startswith("ctc_")] == list(CONFIGS[:2]) * 5
-    assert sum(line.startswith("offline ") for line in lines) == 3
-    assert sum(line.startswith("streaming ") for line in lines) >= 3  # and in the table of streams, if anything was written
+    assert sum(line.startswith("offline ") for line in lines) >= 3  # and in the table of punctuation
+    assert sum(line.startswith("streaming ") for line in lines) >= 3  # and in those of streams and punctuation, if anything was written
     assert "paired bootstrap" in lines[-1]
 
 
