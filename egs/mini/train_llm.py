@@ -4,9 +4,9 @@
     python egs/mini/train_llm.py                                    # as it was made: minutes on a GPU, most of an hour on two CPU cores
     python egs/mini/train_llm.py --out exp/trial --set steps=50     # a trial
 
-The text is made first (egs/mini/llm_text.py), then the tokenizer, then the model (llm_training.py), in --work; what is there already and was made
-with the same settings is kept. The product is measured against an n-gram (llm_ngram.py) on texts it has not seen, and written to --out with a
-README.md that says all this in numbers.
+The text is made first (egs/mini/llm_text.py), then the tokenizer, then the model (llm_network.py, llm_training.py), in --work; what is there already
+and was made with the same settings is kept. The product is measured against an n-gram (llm_ngram.py) on texts it has not seen, and written to --out
+with a README.md that says all this in numbers.
 """
 
 import argparse
@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import llm_card
 import llm_measure
 import llm_text
+from llm_network import MiniLlmConfig, build_model
 from llm_ngram import KneserNey
 from llm_tokens import Encoder, train_tokenizer
-from llm_training import MiniLlmConfig, batches, build_model, train
+from llm_training import batches, train
 
 import nim4.stage
 from nim4.config import RecipeError, apply_overrides, build
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=HERE / "llm", help="folder of the product (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("exp/mini/llm"), help="folder of the training (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda (default: %(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of MiniLlmConfig in llm_training.py")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of MiniLlmConfig in llm_network.py")
     return parser
 
 

@@ -20,12 +20,13 @@ MODULES = (
     "llm_card",
     "llm_examples",
     "llm_measure",
+    "llm_network",
     "llm_ngram",
     "llm_text",
     "llm_tokens",
     "llm_training",
 )  # beside the recipe, not beside the tests
-llm_card, llm_examples, llm_measure, llm_ngram, llm_text, tokens, llm_training = map(import_module, MODULES)
+llm_card, llm_examples, llm_measure, llm_network, llm_ngram, llm_text, tokens, llm_training = map(import_module, MODULES)
 
 LLM = ROOT / "egs" / "mini" / "llm"
 ODD_TEXTS = [
@@ -202,7 +203,7 @@ def test_the_product_is_small_and_complete(model, tokenizer):
 def test_the_page_is_made_from_the_record():
     record = json.loads((LLM / "record.json").read_text(encoding="utf-8"))
     assert (LLM / "README.md").read_text(encoding="utf-8") == llm_card.card(record)
-    assert record["settings"] == json.loads(json.dumps(dataclasses.asdict(llm_training.MiniLlmConfig())))
+    assert record["settings"] == json.loads(json.dumps(dataclasses.asdict(llm_network.MiniLlmConfig())))
 
 
 def test_the_weights_beat_the_baseline_and_use_what_stands_for_speech(model, tokenizer, texts):
@@ -226,14 +227,14 @@ def test_it_continues_an_order(model, tokenizer):
 
 
 def test_training_lowers_the_loss_and_is_the_same_each_time():
-    config = llm_training.MiniLlmConfig(
+    config = llm_network.MiniLlmConfig(
         dim=32, num_layers=1, num_heads=2, head_dim=16, ffn_dim=32, steps=30, batch=8, warmup_steps=5, learning_rate=1e-2
     )
     texts = llm_text.draw("grammar", 200, seed=0)
     tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
 
     def run():
-        model = llm_training.build_model(config, tokenizer)
+        model = llm_network.build_model(config, tokenizer)
         documents = [tokens.Encoder(tokenizer)(llm_examples.Example(text)) for text in texts[:20]]
         before = llm_measure.cost(model, documents)
         llm_training.train(model, llm_training.batches(texts, tokens.Encoder(tokenizer), config), config, "cpu")
