@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords and entropy."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords, entropy and corpus."""
 
 import argparse
 import json
@@ -23,6 +23,8 @@ LIMITS = {  # of the server, that its options set
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from nim4.corpus.__main__ import add_corpus
+
     parser = argparse.ArgumentParser(prog="python -m nim4", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_transcribe(commands)
@@ -30,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_hotwords(commands)
     add_entropy(commands)
+    add_corpus(commands)
     return parser
 
 

@@ -33,4 +33,4 @@ def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
 
 def speaker_of(utterance_id: str) -> str:
     """whisper_S0189_M-0189-2_014060-014592 -> S0189."""
-    return (utterance_id.split("_") + [utterance_id])[1]
+    return utterance_id.split("_")[1] if "_" in utterance_id else utterance_id

@@ -65,7 +65,8 @@ def main() -> None:
     carriers = read_carriers(args.carriers)
     listed = [name for _, name in merge_names(read_list(path, PhonemeInventory.default(), report), report).values()]
     report.names = len(listed)
-    report.log(path)
+    if report.skipped or report.merged:
+        report.log(path)
     names = [(tag, name.text) for name in listed for tag in name.tags]
     if not names:
         raise RecipeError(path, expected="names with tags", found="none", fix="write name<TAB>1<TAB>poi, see --help of nim4 hotwords build")

@@ -11,7 +11,7 @@ from nim4.config import RecipeError, nearest
 from nim4.corpus.table import Row, match, need, read_transcripts
 
 SPLITS = ("train", "dev", "test")
-COUNTS = {"dev": 3807, "test": 3769}  # transcripts.txt of both releases; the hub's copy shows 3.81k and 3.77k rows
+COUNTS = {"dev": 3807, "test": 3769}  # as published results count them; the hub's viewer shows 3.81k and 3.77k rows
 SETTINGS = ("MLS_ENGLISH_SPLITS",)  # of the environment, that decide what is read
 FIX = "give the folder that holds mls_english or mls_english_opus as --source"
 

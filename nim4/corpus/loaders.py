@@ -46,7 +46,9 @@ def read_table(path: Path, columns: Sequence[str], header: Sequence[str] | None 
 def _json_values(path: Path) -> list[tuple[str, Any]]:
     """(where it stands, value) of each row."""
     lines = read_lines(path)
-    pieces = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else [(str(path), "\n".join(lines))]
+    pieces = (
+        [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else [(str(path), "\n".join(lines))]
+    )
     values = []
     for where, text in pieces:
         if not text.strip():
