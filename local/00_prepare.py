@@ -94,14 +94,14 @@ def log_report(report: dict[str, Any]) -> None:
         log.info("%-18s %10d %9.2f %8d %8d  %s", split, counts["utterances"], counts["hours"], counts["speakers"], counts["left_out"], reasons)
 
 
-def check_counts(recipe: ModuleType, counts: dict[str, Any]) -> dict[str, dict[str, int]]:
+def check_counts(recipe: ModuleType, utterances: dict[str, int]) -> dict[str, dict[str, int]]:
     """What the recipe's COUNTS expect and what was kept, per pattern of split names; a difference is told, as the source may be a part.
 
     A pattern may cover several splits, `test_real_*`; one that covers no split that is there is not looked at.
     """
     compared = {}
     for pattern, expected in getattr(recipe, "COUNTS", {}).items():
-        kept = [numbers["utterances"] for split, numbers in counts.items() if fnmatch.fnmatchcase(split, pattern)]
+        kept = [count for split, count in utterances.items() if fnmatch.fnmatchcase(split, pattern)]
         if not kept:
             continue
         compared[pattern] = {"expected": expected, "kept": sum(kept)}
@@ -125,12 +125,12 @@ def main() -> None:
     work = output.begin()
     makes_audio = "limit" in inspect.signature(recipe.prepare).parameters
     splits, problems = manifest.validate(recipe.prepare(args.source, work / "audio", *([args.limit] if makes_audio else [])))
-    counts = {} if args.limit else check_counts(recipe, manifest.report(splits, problems)["splits"])
+    published = {} if args.limit else check_counts(recipe, {split: len(cuts) for split, cuts in splits.items()})
     if args.limit:
         splits = {split: spread(list(cuts), args.limit) for split, cuts in splits.items()}
     for split, cuts in splits.items():
         manifest.save_cuts(cuts, work / f"{split}{manifest.SUFFIX}")
-    report = {"corpus": args.corpus, "archives": download.unpacked_archives(args.source), **manifest.report(splits, problems), "counts": counts}
+    report = {"corpus": args.corpus, "archives": download.unpacked_archives(args.source), **manifest.report(splits, problems), "published": published}
     stage.write_json(work / "report.json", report)
     log_report(report)
     output.finish(utterances={split: len(cuts) for split, cuts in splits.items()}, problems=len(problems))

@@ -28,8 +28,8 @@ INTRODUCTION = """# Corpora
 
 Written by `utils/corpora.py` from `egs/*/run.sh`; what is known of each corpus stands there and in its `prepare.py`. None of them but `mini`
 has been run here as published: the recipes are tested on small corpora in the published layouts, and those whose layout or counts could not be
-checked say so. `--language` says how text is read: dialects are labelled with Mandarin readings. `egs/<corpus>/run.sh --stop-stage 2` prepares one; stage 0 tells where the number of utterances differs
-from the published one (in brackets where two sources agree on it), and
+checked say so. `--language` says how text is read: dialects are labelled with Mandarin readings. `egs/<corpus>/run.sh --stop-stage 2` prepares a
+corpus; stage 0 tells where the number of utterances differs from the published one (in brackets, where two sources agree on it), and
 
 ```bash
 python -m nim4 corpus check data/<corpus>/manifests

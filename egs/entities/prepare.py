@@ -6,6 +6,7 @@ speakers; what nobody has recorded yet is no part of the set, and a recording of
 """
 
 import logging
+import re
 from pathlib import Path
 
 from nim4.config import RecipeError
@@ -22,6 +23,8 @@ def prepare(source: Path, work: Path) -> dict[str, list[Row]]:
     for row in read_table(need(source / "script.tsv", FIX), ["id", "tag", "text"]):
         if row["id"] in script:
             raise RecipeError(source / "script.tsv", expected="each id once", found=f"{row['id']!r} twice", fix="give each line its own id")
+        if not re.fullmatch(r"[\w-]+", row["tag"]):
+            raise RecipeError(source / "script.tsv", expected="tags of letters, digits, _ and -", found=repr(row["tag"]), fix="rename the tag")
         script[row["id"]] = row
     rows: dict[str, list[Row]] = {}
     heard = set()

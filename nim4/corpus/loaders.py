@@ -46,22 +46,20 @@ def read_table(path: Path, columns: Sequence[str], header: Sequence[str] | None 
 def _json_values(path: Path) -> list[tuple[str, Any]]:
     """(where it stands, value) of each row."""
     lines = read_lines(path)
-    pieces = (
-        [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else [(str(path), "\n".join(lines))]
-    )
-    values = []
-    for where, text in pieces:
-        if not text.strip():
-            continue
-        try:
-            values.append((where, json.loads(text)))
-        except ValueError as error:
-            raise RecipeError(where, expected="JSON", found=error, fix="correct it, or unpack the corpus again") from error
     if path.suffix == ".jsonl":
-        return values
-    if len(values) != 1 or not isinstance(values[0][1], list):
-        raise RecipeError(path, expected="one list of objects", found="something else", fix="unpack the corpus again")
-    return [(f"{path}, entry {number}", value) for number, value in enumerate(values[0][1], 1)]
+        places = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+        return [(where, _parsed(line, where)) for where, line in places]
+    values = _parsed("\n".join(lines), str(path))
+    if not isinstance(values, list):
+        raise RecipeError(path, expected="a list of objects", found=type(values).__name__, fix="unpack the corpus again")
+    return [(f"{path}, entry {number}", value) for number, value in enumerate(values, 1)]
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RecipeError(where, expected="JSON", found=error, fix="correct it, or unpack the corpus again") from error
 
 
 def _json_row(value: Any, where: str, columns: Sequence[str]) -> dict[str, str]:

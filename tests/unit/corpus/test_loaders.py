@@ -105,7 +105,7 @@ def test_json_tables(tmp_path):
         ("a.jsonl", '{"id": 1, "text": "a"}\n{"id": 1\n', r"a.jsonl, line 2: expected JSON"),
         ("a.jsonl", "[1]\n", r"a.jsonl, line 1: expected an object, found list"),
         ("a.jsonl", '{"id": 1, "text": {"a": 1}}\n', r"expected text or a number as 'text', found dict"),
-        ("a.json", '{"id": 1}', r"expected one list of objects"),
+        ("a.json", '{"id": 1}', r"expected a list of objects, found dict"),
         ("a.json", '[{"id": 1}]', r"a.json, entry 1: expected a column 'text'"),
     ],
 )

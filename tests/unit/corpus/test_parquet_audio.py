@@ -71,7 +71,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     write_parquet(path, rows_of(2))
     with pytest.raises(RecipeError, match="a column 'transcription', found id, text, audio"):
         unpack_rows({"test": [path]}, ["transcription"], tmp_path)
-    with pytest.raises(RecipeError, match="no such file|expected a parquet file"):
+    with pytest.raises(RecipeError, match=r"no such file|expected a parquet file"):
         unpack_rows({"test": [tmp_path / "gone.parquet"]}, ["id"], tmp_path)
     content = bytearray(path.read_bytes())
     content[4:60] = b"\x00" * 56  # the first rows, not the table of contents at the end

@@ -13,6 +13,7 @@ from nim4.config import RecipeError
 from nim4.corpus.manifest import save_cuts, validate
 from nim4.corpus.quality import as_lines, check_corpora
 from nim4.corpus.table import Row
+from nim4.stage import read_json
 
 
 def write_corpus(folder, **splits):
@@ -123,5 +124,16 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(RecipeError, match="expected manifests of stage 0, found none"):
         check_corpora([tmp_path])
     (folder / "test.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(RecipeError, match="test.jsonl.gz, line 1"):
+    with pytest.raises(RecipeError, match=r"test.jsonl.gz, line 1"):
         check_corpora([folder])
+
+
+def test_the_command(nim4, tmp_path):
+    folder = write_corpus(tmp_path / "mine", **CLEAN)
+    code, lines, told = nim4("corpus", "check", folder, "--json", tmp_path / "quality.json")
+    assert (code, told) == (0, [])
+    assert lines[0].startswith("split ")
+    assert read_json(tmp_path / "quality.json")["splits"]["train"]["utterances"] == 4
+    code, lines, told = nim4("corpus", "check", tmp_path)
+    assert (code, lines, len(told)) == (2, [], 1)
+    assert "expected manifests of stage 0, found none. Fix: " in told[0]

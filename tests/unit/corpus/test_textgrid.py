@@ -59,7 +59,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     with pytest.raises(RecipeError, match="no such file"):
         read_intervals(path, "words")
     path.write_text(SHORT, encoding="utf-8")
-    with pytest.raises(RecipeError, match="a tier of intervals named 'word', found words, points.*did you mean 'words'"):
+    with pytest.raises(RecipeError, match=r"a tier of intervals named 'word', found words, points.*did you mean 'words'"):
         read_intervals(path, "word")
     with pytest.raises(RecipeError, match="a tier of intervals named 'points'"):
         read_intervals(path, "points")
