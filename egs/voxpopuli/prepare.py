@@ -5,13 +5,13 @@ years; and data/en on the Hugging Face hub, with <split>/<split>_part_<n>.tar.gz
 The reference is normalized_text (lower case, no punctuation). Splits that are there are read; --download true fetches dev and test.
 """
 
+import json
 from pathlib import Path
 
 from nim4.config import RecipeError
 from nim4.corpus.download import fetch, unpack
 from nim4.corpus.loaders import read_table
 from nim4.corpus.table import Row, match, need
-from nim4.stage import read_json
 
 URL = "https://huggingface.co/datasets/facebook/voxpopuli/resolve/4ca6fb6d6bb37af66991d05974e6abcadd4b181e/data"  # a fixed revision
 SPLITS = ("train", "dev", "test")
@@ -27,7 +27,7 @@ def download(target: Path) -> None:
     for split in ("dev", "test"):
         fetch(f"{URL}/en/asr_{split}.tsv", target / f"asr_{split}.tsv")
         try:
-            number = int(read_json(counts)["en"][split])
+            number = int(json.loads(counts.read_bytes())["en"][split])
         except (KeyError, TypeError, ValueError) as error:
             raise RecipeError(counts, expected=f"the number of archives of en, {split}", found=repr(error), fix="delete it and try again") from error
         for part in range(number):

@@ -57,7 +57,7 @@ def _open(path: Path, columns: Sequence[str]) -> Any:
 
     try:
         table = parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise RecipeError(path, expected="a parquet file", found=_short(error), fix="fetch it again") from error
     for column in columns:
         if column not in table.schema_arrow.names:
@@ -73,7 +73,7 @@ def _rows(tables: Sequence[Any], paths: Sequence[Path], columns: Sequence[str]) 
         try:
             for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
                 yield from batch.to_pylist()
-        except (pyarrow.ArrowInvalid, OSError) as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise RecipeError(path, expected="a whole parquet file", found=_short(error), fix="fetch it again") from error
 
 

@@ -4,16 +4,20 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import made_table_corpora as made
 import pytest
+from lhotse import recipes
+from lhotse.recipes.aishell2 import prepare_aishell2
 from made_corpora import ROOT, make_aishell, make_librispeech, run_program, write_audio, write_lines
 
 from nim4.config import RecipeError
 from nim4.corpus import download
 from nim4.corpus.manifest import load_cuts, split_paths, utterances
+from nim4.corpus.text import normalise
 from nim4.stage import read_json
 
 # corpus: (utterances per split, (split, id, text, speaker, language) of one of them)
@@ -98,6 +102,38 @@ def test_another_folder_is_told_where_and_what_to_do(corpus, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("quiet_environment")
+@pytest.mark.parametrize("corpus", ["wenetspeech", "mls_english", "kespeech", "aishell2"])
+def test_what_lhotse_finds_is_found(corpus, tmp_path, monkeypatch):
+    """lhotse's own recipes read the same folders: so the layouts are the published ones, and nothing that they find is lost."""
+    source = tmp_path / "source"
+    make = getattr(made, f"make_{corpus}")
+    make(source, one_order=True) if corpus == "kespeech" else make(source)
+    if corpus == "wenetspeech":
+        theirs = recipes.prepare_wenet_speech(source, ["M", "TEST_NET", "TEST_MEETING"])
+        names = {"M": "train_m", "TEST_NET": "test_net", "TEST_MEETING": "test_meeting"}
+    elif corpus == "mls_english":
+        theirs = recipes.prepare_mls(source)["english"]
+        names = {"dev": "dev", "test": "test"}
+    elif corpus == "kespeech":
+        names = {name: name for name in ("train_phase1", "dev_phase1", "test")}
+        theirs = recipes.prepare_kespeech(source / "KeSpeech", None, list(names))
+    else:
+        for split in ("dev", "test"):
+            shutil.copytree(source / "AISHELL-DEV-TEST-SET" / "iOS" / split, source / "AISHELL-2" / "iOS" / split)
+        theirs = prepare_aishell2(source)
+        names = {name: name for name in ("train", "dev", "test")}
+    prepare(monkeypatch, corpus, source, tmp_path / "out")
+    found = facts_of(tmp_path / "out")
+    for part, split in names.items():
+        ours = {fact.id: normalise(fact.text) for fact in found[split].values()}
+        assert ours
+        listed_here = {name for name, (where, _) in listed(tmp_path / "out").items() if where == split}
+        other = {segment.id: normalise(segment.text) for segment in theirs[part]["supervisions"]}
+        assert ours == {name: text for name, text in other.items() if name in ours}
+        assert set(other) <= set(ours) | listed_here
+
+
 def test_tables_run_over_every_corpus_that_has_a_recipe():
     rest = {"aishell", "librispeech", "musan", "mini", "entities", "multi_zh_en"}
     assert {path.parent.name for path in (ROOT / "egs").glob("*/prepare.py")} == set(EXPECTED) | rest
@@ -135,6 +171,39 @@ def test_a_count_that_is_not_the_published_one_is_told(tmp_path, monkeypatch, ca
     caplog.clear()
     prepare(monkeypatch, "vitw_bench", tmp_path / "source", tmp_path / "out", "--limit", 1)
     assert "published" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("corpus", "path", "content", "told"),
+    [
+        ("kespeech", "KeSpeech/Tasks/ASR/test/text", "1000_test0 今天\n1001_test1 天气\n".encode("gb18030"), "text, line 1: expected UTF-8"),
+        ("kespeech", "KeSpeech/Tasks/ASR/test/wav.scp", b"1000_test0\n", "wav.scp, line 1: expected an id and the path"),
+        ("speechio", "SPEECHIO_ASR_ZH00001/metadata.tsv", b"ID\tAUDIO\tTEXT\na\tb\n", "metadata.tsv, line 2: expected 3 columns"),
+        ("speechio", "SPEECHIO_ASR_ZH00001/metadata.tsv", b"ID\tWAV\tTEXT\na\tb\tc\n", "expected a column 'AUDIO'"),
+        ("m4singer", "m4singer/meta.json", b'[{"item_name": "a#b", "txt": "x"}]', "item_name as singer#song#number"),
+        ("wenetspeech", "WenetSpeech.json", b'{"audios": [{"aid": "x"}]}', "expected audios with segments"),
+        ("wenetspeech", "WenetSpeech.json", b'{"audios": [', "expected audios with segments"),
+        ("wenetspeech_yue", "Long/TextGrid/xq01.TextGrid", b"no grid", "expected a TextGrid file"),
+        ("ascend", "main/test-00000-of-00001.parquet", b"PAR1", "expected a parquet file"),
+        ("entities", "script.tsv", b"id\ttag\ttext\na\t../x\tb\n", "tags of letters"),
+    ],
+)
+@pytest.mark.usefixtures("quiet_environment")
+def test_a_broken_file_is_told_in_one_line_and_the_earlier_product_stays(corpus, path, content, told, tmp_path, command):
+    source, out = tmp_path / "source", tmp_path / "out"
+    getattr(made, f"make_{corpus}")(source)
+    if corpus == "entities":
+        write_lines(source / "script.tsv", ["id\ttag\ttext", "a\tpoi\t去西湖"])
+        write_audio(source / "recordings" / "bo" / "a.wav")
+    program = command("00_prepare")
+    assert program("--corpus", corpus, "--source", source, "--out", out) == (0, [])
+    before = {file.relative_to(out): file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+    (source / path).write_bytes(content)
+    code, (line,) = program("--corpus", corpus, "--source", source, "--out", out, "--limit", 1)
+    assert code == 2
+    assert told in line
+    assert "Fix: " in line
+    assert {file.relative_to(out): file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()} == before
 
 
 def test_only_what_is_kept_is_unpacked(tmp_path, monkeypatch):
