@@ -1,9 +1,9 @@
 """WenetSpeech as published: WenetSpeech.json lists recordings (audio/<part>/.../<aid>.opus, of minutes to hours) and the segments of each,
 with text, times and the subsets that each belongs to: L, M, S to train on, DEV, TEST_NET, TEST_MEETING.
 
-S is part of M and M of L: WENETSPEECH_TRAIN names the one that is read (s, m or l; m). lhotse's recipe for this corpus drops what it
-cannot match; this one reads the same file and leaves it to stage 0 to list that. Counts (13,825 in dev,
-24,774 in test_net, 8,370 in test_meeting) are unverified, so not checked.
+S is part of M and M of L: WENETSPEECH_TRAIN names the one that is read (s, m or l; m). Stage 0 holds all utterances in memory, about 6 kB
+each. lhotse's recipe for this corpus drops what it cannot match; this one reads the same file and leaves it to stage 0 to list that.
+Counts (13,825 in dev, 24,774 in test_net, 8,370 in test_meeting) are unverified, so not checked.
 """
 
 import json

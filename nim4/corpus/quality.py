@@ -17,7 +17,7 @@ from typing import Any
 from nim4.config import RecipeError
 from nim4.corpus.g2p import Lexicon
 from nim4.corpus.manifest import NOISE_PREFIXES, TEST_PREFIXES, load_cuts, split_paths
-from nim4.corpus.text import normalise, split_tokens
+from nim4.corpus.text import split_tokens
 from nim4.corpus.units import UNKNOWN
 
 MARKS = frozenset("<>[]{}()（）［］【】*@#_\\/|~^=")  # of annotations that a recipe may have left in the text
@@ -73,6 +73,7 @@ class _Item:
 
     id: str
     text: str
+    units: str  # of the text, as they are counted, with spaces between
     speaker: str
     path: str
     start_s: float
@@ -126,7 +127,9 @@ def _item(cut: Any) -> _Item:
             rate = facts["kwargs"]["source_sampling_rate"]
             break
     channels = len(source.channels)
-    return _Item(cut.id, supervision.text or "", supervision.speaker or "", path, round(cut.start, 4), round(cut.duration, 4), rate, channels)
+    text = supervision.text or ""
+    units, speaker = " ".join(split_tokens(text)), supervision.speaker or ""
+    return _Item(cut.id, text, units, speaker, path, round(cut.start, 4), round(cut.duration, 4), rate, channels)
 
 
 def _facts(items: Sequence[_Item]) -> SplitFacts:
@@ -153,10 +156,9 @@ def _texts(items: Mapping[str, Sequence[_Item]]) -> list[Finding]:
     for name, found in spoken.items():
         for item in found:
             chars.update(item.text)
-            units = split_tokens(item.text)
-            if not units:
+            if not item.units:
                 empty.add(f"{name} {item.id}")
-            elif len(units) > MAX_UNITS_PER_S * item.duration_s:
+            elif item.units.count(" ") + 1 > MAX_UNITS_PER_S * item.duration_s:
                 fast.add(f"{name} {item.id}")
     lexicon, outside, marks = Lexicon(), Finding("characters outside the units"), Finding("marks that may be annotations")
     for char, count in chars.most_common():
@@ -188,7 +190,7 @@ def _duplicates(items: Mapping[str, Sequence[_Item]]) -> list[Finding]:
                 audio.add(f"{name} {item.id} = {first[key]}")
         said: dict[tuple[str, str], str] = {}
         for item in found:
-            key = (normalise(item.text), item.speaker)
+            key = (item.units, item.speaker)
             if key[0] and said.setdefault(key, item.id) != item.id:
                 text.add(f"{name} {item.id} = {said[key]}")
     return [audio, text]
@@ -211,7 +213,7 @@ def _leaks(items: Mapping[str, Sequence[_Item]]) -> list[Finding]:
             kinds = {
                 "ids": ([item.id for item in items[test]], {item.id for item in items[train]}),
                 "audio": (audio_of[test], set(audio_of[train])),
-                "texts": ([normalise(item.text) for item in items[test]], {normalise(item.text) for item in items[train]} - {""}),
+                "texts": ([item.units for item in items[test]], {item.units for item in items[train]} - {""}),
             }
             if same_corpus and (told[test] or told[train]):  # names of speakers mean something within a corpus alone
                 kinds["speakers"] = ([item.speaker for item in items[test]], {item.speaker for item in items[train]} - {""})
@@ -229,12 +231,12 @@ def _audio_keys(items: Sequence[_Item]) -> list[Any]:
     """A key per utterance, equal for the same audio; files are read only where text and length are equal and paths are not."""
     alike: dict[tuple[str, float], set[str]] = defaultdict(set)
     for item in items:
-        alike[normalise(item.text), item.duration_s].add(item.path)
+        alike[item.units, item.duration_s].add(item.path)
     hashes: dict[str, str] = {}
     keys: list[Any] = []
     for item in items:
         content = item.path
-        if len(alike[normalise(item.text), item.duration_s]) > 1:
+        if len(alike[item.units, item.duration_s]) > 1:
             if item.path not in hashes:
                 hashes[item.path] = _hash(item.path)
             content = hashes[item.path]
