@@ -8,13 +8,16 @@
     done.json          what the folder was made from
 
 Missing or unreadable audio, a missing transcript, a repeated id, or a length outside 0.1 to 60 s leaves an utterance out, and the stage
-goes on; an empty split, or more than half of a split left out, ends it.
+goes on; an empty split, or more than half of a split left out, ends it. Where the recipe knows how many utterances are published
+(COUNTS), another number is told.
 """
 
 import argparse
+import fnmatch
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +94,22 @@ def log_report(report: dict[str, Any]) -> None:
         log.info("%-18s %10d %9.2f %8d %8d  %s", split, counts["utterances"], counts["hours"], counts["speakers"], counts["left_out"], reasons)
 
 
+def check_counts(recipe: ModuleType, utterances: dict[str, int]) -> dict[str, dict[str, int]]:
+    """What the recipe's COUNTS expect and what was kept, per pattern of split names; a difference is told, as the source may be a part.
+
+    A pattern may cover several splits, `test_real_*`; one that covers no split that is there is not looked at.
+    """
+    compared = {}
+    for pattern, expected in getattr(recipe, "COUNTS", {}).items():
+        kept = [count for split, count in utterances.items() if fnmatch.fnmatchcase(split, pattern)]
+        if not kept:
+            continue
+        compared[pattern] = {"expected": expected, "kept": sum(kept)}
+        if sum(kept) != expected:
+            log.warning("%s: %d utterances kept, but %d are published: is the source whole? See report.json", pattern, sum(kept), expected)
+    return compared
+
+
 def main() -> None:
     args = build_parser().parse_args()
     if args.limit < 0:
@@ -98,6 +117,7 @@ def main() -> None:
     args.source = args.source.resolve()
     recipe = load_recipe(args.recipes, args.corpus)
     config = {"corpus": args.corpus, "source": str(args.source), "limit": args.limit}
+    config |= {name: os.environ.get(name) for name in getattr(recipe, "SETTINGS", ())}  # variables that decide what the recipe reads
     output = stage.StageOutput(args.out, config=config, inputs=inputs_of(args.recipes / args.corpus, args.source))
     if output.is_done():
         return
@@ -105,11 +125,12 @@ def main() -> None:
     work = output.begin()
     makes_audio = "limit" in inspect.signature(recipe.prepare).parameters
     splits, problems = manifest.validate(recipe.prepare(args.source, work / "audio", *([args.limit] if makes_audio else [])))
+    published = {} if args.limit else check_counts(recipe, {split: len(cuts) for split, cuts in splits.items()})
     if args.limit:
         splits = {split: spread(list(cuts), args.limit) for split, cuts in splits.items()}
     for split, cuts in splits.items():
         manifest.save_cuts(cuts, work / f"{split}{manifest.SUFFIX}")
-    report = {"corpus": args.corpus, "archives": download.unpacked_archives(args.source), **manifest.report(splits, problems)}
+    report = {"corpus": args.corpus, "archives": download.unpacked_archives(args.source), **manifest.report(splits, problems), "published": published}
     stage.write_json(work / "report.json", report)
     log_report(report)
     output.finish(utterances={split: len(cuts) for split, cuts in splits.items()}, problems=len(problems))

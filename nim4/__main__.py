@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords and entropy."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords, entropy and corpus."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 from nim4 import stage
 from nim4.config import EntropyConfig, RecipeError, VadConfig, load
+from nim4.corpus.__main__ import add_corpus
 
 PIECE_S = 0.1  # of audio, that `stream` hears at once
 VAD_SETTINGS = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_hotwords(commands)
     add_entropy(commands)
+    add_corpus(commands)
     return parser
 
 
@@ -283,6 +285,8 @@ def add_hotwords(commands: Any) -> None:
     def action(name: str, help_text: str) -> argparse.ArgumentParser:
         parser = actions.add_parser(name, description=help_text, help=help_text, formatter_class=defaults)
         parser.set_defaults(run=hotwords, action=name)
+        if name != "build":
+            parser.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
         return parser
 
     build = action("build", "an index from word lists: a name per line, or tab-separated name, weight, tags, pronunciation")
@@ -293,7 +297,6 @@ def add_hotwords(commands: Any) -> None:
     build.add_argument("--ordinary", type=Path, help="text without hotwords, a sentence per line: names that it has too often are never found")
     build.add_argument("--jobs", type=int, default=default_jobs(), help="processes")
     search = action("search", "the names in a text as it is read aloud, in phones, or in a recording")
-    search.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
     query = search.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="what is said, as text")
     query.add_argument("--phones", help="what is said, as phones of tokens.txt")
@@ -303,14 +306,12 @@ def add_hotwords(commands: Any) -> None:
     search.add_argument("--engine", default="trie", help="trie; ahocorasick: the paper's automaton, slow to load")
     search.add_argument("--tags", default="", help="separated by commas: only names with one of them")
     add = action("add", "names into an index")
-    add.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
     add.add_argument("names", nargs="*", metavar="NAME", help="names")
     add.add_argument("--list", type=Path, help="and those of a word list")
     remove = action("remove", "names out of an index")
-    remove.add_argument("index", type=Path, metavar="DIR", help="folder of an index")
     remove.add_argument("names", nargs="+", metavar="NAME", help="names")
     for name, help_text in (("stats", "counts of an index"), ("compact", "takes what was added and removed into the base")):
-        action(name, help_text).add_argument("index", type=Path, metavar="DIR", help="folder of an index")
+        action(name, help_text)
 
 
 def hotwords(args: argparse.Namespace) -> None:
@@ -329,8 +330,7 @@ def hotwords(args: argparse.Namespace) -> None:
                 more = [f"weight {name.weight:g}", *name.tags, *([f"cost {hit.cost:.2f}"] if hit.cost else [])]
                 print(f"{hit.start}-{hit.end}\t{name.text}\t{', '.join(more)}")
     elif args.action == "stats":
-        for key, value in index.stats().items():
-            print(f"{key}\t{value}")
+        print("\n".join(f"{key}\t{value}" for key, value in index.stats().items()))
     elif args.action == "compact":
         index.compact_here()
     elif args.action == "add":

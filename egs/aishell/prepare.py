@@ -12,6 +12,7 @@ from nim4.corpus.table import Row, match, need, read_transcripts
 URL = "https://www.openslr.org/resources/33/data_aishell.tgz"
 SIZE_BYTES = 15_582_913_665
 SPLITS = ("train", "dev", "test")
+COUNTS = {"dev": 14_326, "test": 7_176}  # the wav files of the archive, which lhotse and Kaldi count alike
 FIX = "give the folder that holds data_aishell as --source, or add --download true (15.6 GB, 50 GB once unpacked)"
 
 

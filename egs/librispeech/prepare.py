@@ -12,6 +12,7 @@ from nim4.corpus.table import Row, match, need, read_transcripts
 
 URL = "https://www.openslr.org/resources/12"
 SUBSETS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
+COUNTS = {"dev-clean": 2703, "dev-other": 2864, "test-clean": 2620, "test-other": 2939}  # the archives' transcripts; Kaldi counts the same
 DEFAULT = "train-clean-100 dev-clean dev-other test-clean test-other"  # 8 GB; all seven are 60 GB
 FIX = "give the folder that holds LibriSpeech as --source, or add --download true (LIBRISPEECH_SUBSETS names the subsets to fetch)"
 

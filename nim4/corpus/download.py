@@ -8,6 +8,7 @@ import http.client
 import logging
 import lzma
 import os
+import re
 import shutil
 import ssl
 import tarfile
@@ -31,6 +32,7 @@ MARKERS = ".unpacked"  # folder beside the data with one JSON file per archive t
 MAX_RATIO = 20  # ours: speech grows 1 to 3 times when it is unpacked
 ALWAYS_ALLOWED_BYTES = 1 << 30
 MAX_FILES = 5_000_000
+_DRIVE = re.compile("[A-Za-z]:")  # of Windows; elsewhere a colon is part of a name, as in times of day
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -247,7 +249,7 @@ def _safe_members(tar: tarfile.TarFile, archive: Path, work: Path) -> Iterator[t
     data_filter = getattr(tarfile, "data_filter", None)  # Python's own check of the same; 3.11.4 and later have it
     for member in tar:
         name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name or ":" in (name.parts or ("",))[0]:
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name or _DRIVE.match(str(name)):
             raise RecipeError(f"{archive}: {member.name!r}", expected="a path below the target", found="one that leaves it", fix="do not unpack it")
         if not (member.isreg() or member.isdir()):
             raise RecipeError(f"{archive}: {member.name!r}", expected="files and folders", found="a link or a device", fix="do not unpack it")

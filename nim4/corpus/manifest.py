@@ -17,9 +17,10 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ SUFFIX = ".jsonl.gz"
 TEST_PREFIXES = ("dev", "test", "valid", "eval")  # splits that keep an utterance with an empty text: nothing is said there
 NOISE_PREFIXES = ("noise", "music", "babble")  # splits of recordings to mix into speech: none has a text, and they may be long
 NOISE_PIECE_S = 30.0  # ours: the longest piece of one
+MAX_OVERHANG_S = 0.1  # ours: how far the last utterance of a recording may be said to end behind it; it then ends with it
+HEADERS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -176,40 +179,51 @@ def cuts_from_table(rows: Sequence[Row], split: str = "", num_threads: int = 16)
         split: its name, for the problems.
         num_threads: headers read at the same time; many, because a corpus often lies on a network disk.
     """
-    progress = Progress(f"reading audio headers of {split or 'the corpus'}", len(rows), "files")
+    progress = Progress(f"reading audio headers of {split or 'the corpus'}", len(rows), "utterances")
     cuts, problems = [], []
+    header_of = lru_cache(HEADERS_KEPT)(soundfile.info)  # the utterances of one recording mostly stand together
     with ThreadPoolExecutor(num_threads) as pool:
-        for made in pool.map(lambda row: _cut_or_problem(row, split), rows):
+        for made in pool.map(lambda row: _cut_or_problem(row, split, header_of), rows):
             (problems if isinstance(made, Problem) else cuts).append(made)
             progress.add()
     return CutSet.from_cuts(cuts), problems
 
 
-def _cut_or_problem(row: Row, split: str) -> MonoCut | Problem:
+def _cut_or_problem(row: Row, split: str, header_of: Callable[[str], Any]) -> MonoCut | Problem:
     if row.audio is None:
         return Problem(row.id, split, "transcript without audio")
     if row.text is None:
         return Problem(row.id, split, "audio without transcript", str(row.audio))
-    path = Path(os.path.abspath(row.audio))
-    if not path.is_file():
-        return Problem(row.id, split, "missing audio file", str(path))
+    path = os.path.abspath(row.audio)
+    if not os.path.isfile(path):
+        return Problem(row.id, split, "missing audio file", path)
     try:
-        header = soundfile.info(str(path))
+        header = header_of(path)
     except (soundfile.SoundFileError, OSError) as error:
         return Problem(row.id, split, "unreadable header", f"{path}: {error}")
     if header.frames <= 0:
         return Problem(row.id, split, "too short", f"{path}: no samples")
     duration_s = header.frames / header.samplerate
+    end_s = duration_s if row.end_s is None else row.end_s
+    if not 0 <= row.start_s < end_s <= duration_s + MAX_OVERHANG_S:  # not a number fails, too
+        detail = f"{row.start_s:.2f} to {end_s:.2f} s of {duration_s:.2f} s, {path}"
+        return Problem(row.id, split, "outside its recording", detail)
+    is_whole = row.start_s == 0 and row.end_s is None
     channels = list(range(header.channels))
     recording = Recording(
-        id=row.id,
-        sources=[AudioSource(type="file", channels=channels, source=str(path))],
+        id=row.id if is_whole else Path(path).stem,
+        sources=[AudioSource(type="file", channels=channels, source=path)],
         sampling_rate=header.samplerate,
         num_samples=header.frames,
         duration=duration_s,
         channel_ids=channels,
     )
-    return mono_cut(row.id, recording, row.text, row.speaker, row.language)
+    cut = mono_cut(row.id, recording, row.text, row.speaker, row.language)
+    if is_whole:
+        return cut
+    start, end = (round(min(second, duration_s) * header.samplerate) / header.samplerate for second in (row.start_s, end_s))
+    supervision = dataclasses.replace(cut.supervisions[0], duration=end - start)
+    return dataclasses.replace(cut, start=start, duration=end - start, supervisions=[supervision])
 
 
 def mono_cut(utterance_id: str, recording: Recording, text: str, speaker: str, language: str) -> MonoCut:

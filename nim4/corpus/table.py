@@ -1,5 +1,6 @@
 """What most corpora share: a file of transcripts, a tree of audio files, and ids that tie the two together. No audio is read here."""
 
+import codecs
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ class Row:
     text: str | None  # as published; None: there is audio and no transcript
     speaker: str
     language: str  # zh | en | zh-en; noise where nobody speaks
+    start_s: float = 0.0  # where the utterance begins in `audio`
+    end_s: float | None = None  # and where it ends; None: with the recording
 
 
 def need(path: Path, fix: str) -> Path:
@@ -28,17 +31,30 @@ def need(path: Path, fix: str) -> Path:
     return path
 
 
-def read_transcripts(path: Path) -> list[tuple[str, str]]:
-    """(id, text) of each line `id text`, in order; the text may be empty, and ids may repeat.
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file of the corpus, without their ends; a byte order mark is passed over.
 
     Raises:
-        RecipeError: if the file cannot be read as UTF-8.
+        RecipeError: if the file cannot be read, or, with the line's number, if a line is not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path, expected="a UTF-8 file of transcripts", found=repr(error), fix="unpack the corpus again") from error
-    fields = [line.split(maxsplit=1) for line in lines if line.strip()]
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise RecipeError(path, expected="a text file of the corpus", found=error.strerror, fix="unpack the corpus again") from error
+    lines = [line.removesuffix(b"\r") for line in raw.removesuffix(b"\n").split(b"\n")] if raw else []  # U+2028 and the like end no line here
+    decoded = []
+    for number, line in enumerate(lines, 1):
+        try:
+            decoded.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            fix = "convert the file, for example iconv -f GB18030 -t UTF-8; where encodings are mixed, that line alone"
+            raise RecipeError(f"{path}, line {number}", expected="UTF-8", found=f"byte {line[error.start]:#04x}", fix=fix) from error
+    return decoded
+
+
+def read_transcripts(path: Path) -> list[tuple[str, str]]:
+    """(id, text) of each line `id text`, in order; the text may be empty, and ids may repeat. Raises RecipeError as read_lines does."""
+    fields = [line.split(maxsplit=1) for line in read_lines(path) if line.strip()]
     return [(parts[0], parts[1].strip() if len(parts) > 1 else "") for parts in fields]
 
 

@@ -94,7 +94,7 @@ def score_hotwords(utterances: Sequence[HotwordUtterance], keywords: Keywords) -
     leaks = sum(_leaks(own) for own in written)
     hours = [own.audio_s / 3600 for own in utterances]
     speakers = [own.speaker for own in utterances]
-    recall, precision = _share(found, spoken, speakers), _share([a - b for a, b in zip(hinted, false, strict=True)], hinted, speakers)
+    recall, precision = share_of(found, spoken, speakers), share_of([a - b for a, b in zip(hinted, false, strict=True)], hinted, speakers)
     f1 = None
     if recall.percent is not None and precision.percent is not None:
         f1 = 2 * recall.percent * precision.percent / max(recall.percent + precision.percent, 1e-9)
@@ -138,7 +138,7 @@ def _inside(units: Sequence[str], keywords: Keywords) -> list[int]:
     return inside
 
 
-def _share(counts: Sequence[int], totals: Sequence[int], speakers: Sequence[str | None]) -> Share:
+def share_of(counts: Sequence[int], totals: Sequence[int], speakers: Sequence[str | None]) -> Share:
     """With an interval over utterances or speakers: what one utterance holds goes together."""
     count, total = sum(counts), sum(totals)
     if total == 0:

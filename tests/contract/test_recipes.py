@@ -6,6 +6,8 @@ import re
 import pytest
 from repository import ROOT, run_options, source_files, tree_of
 
+from utils import corpora
+
 RECIPES = sorted({path.parts[1] for path in source_files() if path.parts[0] == "egs" and len(path.parts) > 2})
 
 
@@ -23,7 +25,6 @@ def test_there_are_recipes():
 def test_run_hands_its_facts_to_the_one_script(recipe):
     lines = (ROOT / "egs" / recipe / "run.sh").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 20
-    assert lines[1].startswith("# "), "line 2 says what the corpus is: language, hours, licence, address"
     last = commands_of(recipe)[-1]
     assert last.startswith("exec ")
     assert "/../../run.sh" in last
@@ -42,3 +43,17 @@ def test_prepare_defines_prepare(recipe):
     assert [argument.arg for argument in functions["prepare"].args.args] in (["source", "work"], ["source", "work", "limit"])
     if "download" in functions:
         assert [argument.arg for argument in functions["download"].args.args] == ["target"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_run_says_what_the_corpus_is_how_to_get_it_and_how_it_is_scored(recipe):
+    corpus = corpora.read_corpus(ROOT / "egs" / recipe / "run.sh")
+    assert corpus.folder == recipe
+    assert re.search(r"\d h|hours", corpus.what), "how long it is, or that this is not published"
+    metric = corpus.options["metric"].upper()
+    assert metric in corpus.scoring or corpus.options["test"] == "" or corpus.folder == "multi_zh_en"
+
+
+def test_the_page_of_the_corpora_is_what_the_recipes_say():
+    found = [corpora.read_corpus(path) for path in sorted((ROOT / "egs").glob("*/run.sh"))]
+    assert (ROOT / corpora.PAGE).read_text(encoding="utf-8") == corpora.page(found), "run utils/corpora.py"
