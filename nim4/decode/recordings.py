@@ -29,7 +29,7 @@ from nim4.decode.together import Work
 from nim4.decode.vad import segments_by_piece
 from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.ctc import forced_align
-from nim4.model.rows import Read, Rows, write
+from nim4.model.rows import Rows, write
 
 BATCH_S = 60.0  # padded audio decoded at once; the texts do not depend on it
 MAX_CUE_S = 7.0  # ours: of a subtitle; longer ones do not fit the screen
@@ -134,8 +134,7 @@ class Transcriber:
         log_probs = model.acoustic.head(frames)[0].cpu().numpy()
         hints, row = self._hints(log_probs), rows.new()
         speech = yield Adapt(model, frames)
-        yield Read(rows, row, speech)
-        written = yield from write(rows, row, model.prompt.suffix(hints), (), max_answer_tokens(len(speech)), model.prompt.end)
+        written = yield from write(rows, row, model.prompt.suffix(hints), (), max_answer_tokens(len(speech)), model.prompt.end, speech)
         return self._segment(place, log_probs, model.tokenizer.decode(written.ids, skip_special_tokens=True).strip(), hints)
 
     def _encode(self, samples: np.ndarray, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:

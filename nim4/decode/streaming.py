@@ -4,9 +4,9 @@
                                  |                                |
                              phonemes -> hints            [ suffix | answer ]      forgotten when the next chunk comes
 
-A partial text is written with the instruction for unfinished speech, behind the text before it less its last tokens; nothing is written
-while no new phoneme has been heard. The final text is written with the full instruction and all hints, over speech that has been read
-already, and is the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, writing).
+A partial text is written with the instruction for unfinished speech, behind the text before it less its last tokens; nothing is written, nor
+read by the language model, while no new phoneme has been heard. The final text is written with the full instruction and all hints, and is
+the text of plain greedy decoding: the last partial only shortens the way there (nim4/model/llm.py, writing).
 
 Many sessions go together (`Recogniser.hear`): chunks of the encoder and passes of the language model are shared by all that need one, and none
 waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py). Each session gets what it would get alone: in fp32 on a CPU
@@ -40,7 +40,7 @@ from nim4.decode.together import Work, alone, run
 from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.conformer import Context
 from nim4.model.llm import Written
-from nim4.model.rows import Read, Rows, write
+from nim4.model.rows import Rows, write
 
 ROLLBACK_TOKENS = 5  # paper, section 3.6
 FREE_CHUNKS = 2  # paper, section 3.6: nothing of their texts is kept
@@ -203,7 +203,8 @@ class StreamingSession:
         self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
         self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
         self._frames = self._model.adaptor.up.weight.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
-        self._row = recogniser.rows.new()  # of the prefix and all speech so far
+        self._row = recogniser.rows.new()  # of the prefix and the speech before the last text
+        self._unread = self._model.llm.get_input_embeddings().weight.detach()[:0]  # (A, D) embeddings of the speech since then
         vocab_size = self._model.acoustic.config.vocab_size
         self._hotwords = StreamHints(recogniser.hotwords, recogniser.limits, given, recogniser.max_hints, vocab_size)
         self._ids: list[int] = []  # of the last partial
@@ -244,7 +245,7 @@ class StreamingSession:
     def abort(self) -> None:
         """Ends the session and lets go of its memory; may be called at any time."""
         self._open = False
-        self._row = self._encoder = self._hotwords = self._frames = None
+        self._row = self._encoder = self._hotwords = self._frames = self._unread = None
 
     def _check_open(self) -> None:
         if not self._open:
@@ -275,15 +276,14 @@ class StreamingSession:
         chunks = yield from self._encoder.finishing()
         yield from self._hear(chunks)
         if self._frames.shape[1]:
-            yield from self._read_speech(self._frames)
+            yield from self._adapt(self._frames)
         self._hotwords.finish()
         ids: list[int] = []
         if self._counts.speech_tokens:
-            suffix = self._model.prompt.suffix(self._hotwords.hints)
-            written = yield from self._write(suffix, self._ids, max_answer_tokens(self._counts.speech_tokens))
+            suffix, limit = self._model.prompt.suffix(self._hotwords.hints), max_answer_tokens(self._counts.speech_tokens)
+            written = yield from self._write(suffix, self._ids, limit)
             ids, self._counts.drafted, self._counts.accepted = written.ids, len(self._ids), written.accepted
-        text = self._text(ids).strip()
-        self._revision += 1
+        self._revision, text = self._revision + 1, self._text(ids).strip()
         hypothesis = self._log(started_s, text, len(text), True)
         self.abort()
         return hypothesis
@@ -296,27 +296,20 @@ class StreamingSession:
             whole = frames.shape[1] - frames.shape[1] % stack
             self._frames = frames[:, whole:]
             if whole:
-                yield from self._read_speech(frames[:, :whole])
+                yield from self._adapt(frames[:, :whole])
             self._spoken_chunks += bool(self._spoken_chunks or chunk.log_probs.argmax(-1).any())
 
-    def _read_speech(self, frames: Tensor) -> Work[None]:
-        """Appends the embeddings of (1, S, D) encoder frames."""
+    def _adapt(self, frames: Tensor) -> Work[None]:
+        """Keeps the embeddings of (1, S, D) encoder frames for the next text, which is written in the pass that reads them."""
         speech = yield Adapt(self._model, frames)
-        yield Read(self._recogniser.rows, self._row, speech)
+        self._unread = torch.cat([self._unread, speech])
         self._counts.speech_tokens += len(speech)
-        self._counts.read_tokens += len(speech)
-        self._counts.passes += 1
 
     def _refresh(self) -> Work[None]:
         kept, draft = self._ids[: self._num_kept], self._ids[self._num_kept :]
         suffix = self._model.prompt.suffix(self._hotwords.hints, partial=True)
         limit = min(MAX_NEW_TOKENS, max_answer_tokens(self._counts.speech_tokens) - len(kept))
-        row, num_heard = self._row, self._row.length
-        try:
-            written = yield from self._write(suffix + kept, draft, limit)
-        finally:
-            row.drop(row.length - num_heard)
-        self._ids = kept + written.ids
+        self._ids = kept + (yield from self._write(suffix + kept, draft, limit)).ids
         if self._spoken_chunks >= FREE_CHUNKS:
             self._num_kept = num_kept_tokens(self._model.tokenizer, self._ids, self._num_kept)
         self._written_phones = len(self._encoder.phones)
@@ -324,8 +317,15 @@ class StreamingSession:
         self._counts.refreshed += 1
 
     def _write(self, ids: Sequence[int], draft: Sequence[int], limit: int) -> Work[Written]:
-        written = yield from write(self._recogniser.rows, self._row, ids, draft, limit, self._model.prompt.end)
-        self._counts.read_tokens += written.tokens_read
+        """Writes behind all speech, of which a row keeps what it has read; the rest is forgotten again."""
+        rows, row, speech, num_heard = self._recogniser.rows, self._row, self._unread, self._row.length + len(self._unread)
+        try:
+            written = yield from write(rows, row, ids, draft, limit, self._model.prompt.end, speech)
+        finally:
+            if row.length >= num_heard:  # else the first pass has failed, and may be tried again
+                row.drop(row.length - num_heard)
+                self._unread = speech[:0]
+        self._counts.read_tokens += len(speech) + written.tokens_read
         self._counts.passes += written.passes
         return written
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WIDTHS = (1, 4)  # tokens of a row: an answer's next one; a chunk's speech
+WIDTHS = (1,)  # tokens of a row: an answer's next one; a chunk's speech is read with the prompt behind it, which is longer
 
 Pass = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 

@@ -174,6 +174,10 @@ class Rows:
         with grouped_attention(self._model):
             return self._model.model(inputs_embeds=embeds, **given).last_hidden_state
 
+    def embedded(self, ids: Sequence[int]) -> Tensor:
+        """(N, D) embeddings of ids, to be read with others."""
+        return self._model.get_input_embeddings()(torch.tensor(ids, device=self._table.device))
+
     def _first_choices(self, hidden: Tensor, reads: Sequence[Read]) -> list[list[int]]:
         """Behind the last tokens of each row, as many as it wants: of (B, N, D) hidden states, padded on the right."""
         wanted = [(row, place) for row, read in enumerate(reads) for place in range(len(read.what) - read.num_wanted, len(read.what))]
@@ -184,15 +188,22 @@ class Rows:
         return [[next(best) for _ in range(read.num_wanted)] for read in reads]
 
 
-def write(rows: Rows, row: Row, ids: Sequence[int], draft: Sequence[int], limit: int, end: int) -> Generator[Read, list[int], Written]:
-    """`writing` behind what a row has read, as work for nim4/decode/together.py."""
+def write(
+    rows: Rows, row: Row, ids: Sequence[int], draft: Sequence[int], limit: int, end: int, speech: Tensor | None = None
+) -> Generator[Read, list[int], Written]:
+    """`writing` behind what a row has read, as work for nim4/decode/together.py.
+
+    Args:
+        speech: (A, D) embeddings that stand before `ids`; they are read in the same pass, which costs little more than one without them.
+    """
     work, best = writing(row.drop, ids, draft, limit, end), None
     while True:
         try:
             new, num_wanted = work.send(best)
         except StopIteration as done:
             return done.value
-        best = yield Read(rows, row, new, num_wanted)
+        best = yield Read(rows, row, new if speech is None else torch.cat([speech, rows.embedded(new)]), num_wanted)
+        speech = None
 
 
 class _View:

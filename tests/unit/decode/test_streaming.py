@@ -132,9 +132,9 @@ def test_every_speech_token_is_read_once(model, recogniser):
 def test_partials_are_bounded_and_what_is_settled_stays(model, recogniser, monkeypatch):
     limits = []
 
-    def watched(rows, row, ids, draft, limit, end):
+    def watched(rows, row, ids, draft, limit, end, speech):
         limits.append(limit)
-        return write(rows, row, ids, draft, limit, end)
+        return write(rows, row, ids, draft, limit, end, speech)
 
     monkeypatch.setattr(streaming, "write", watched)
     samples = noise(16_000 * 8)
