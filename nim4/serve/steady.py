@@ -13,7 +13,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 LARGE_BYTES = 1 << 20  # what is as large gets pages of its own, and they go back at once: between small things it would leave holes
 NUM_ARENAS = 2  # of memory: each thread would have its own, and what it once took
 PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-NUM_PRIMITIVES = 256  # kernels that torch's convolutions keep, one for each shape; 1024 otherwise, which take hours to come together
+NUM_PRIMITIVES = 128  # kernels that torch's convolutions keep, one for each shape; 1024 otherwise, which take hours to come together
 SWITCH_S = 0.001  # so long a thread of Python keeps others waiting; five times as long otherwise, and the model waits at each of its operations
 
 
