@@ -34,7 +34,6 @@ SILENCE = bytes(FRAME_BYTES)
 KEY = "load"
 START_S = 180.0  # for the server to read its model and warm up
 PROC = Path("/proc")
-REFUSED = "ASGI callable returned without completing handshake"  # what uvicorn calls an error when a stream is refused, as it should be
 
 
 class ServerProcess:
@@ -71,7 +70,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self.exit_code = self._process.wait()
-        self.errors = [line for line in self.log().splitlines() if (" ERROR " in line or line.startswith("Traceback")) and REFUSED not in line]
+        self.errors = [line for line in self.log().splitlines() if " ERROR " in line or line.startswith("Traceback")]
         self._log.close()
 
     def log(self) -> str:
@@ -83,6 +82,11 @@ class ServerProcess:
         """Seconds of CPU that it has used."""
         fields = (PROC / str(self._process.pid) / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that its threads stood in line for a processor: what it has to do with others on this machine, not with its clients."""
+        return sum(int(path.read_text().split()[1]) for path in (PROC / str(self._process.pid) / "task").glob("*/schedstat")) / 1e9
 
     @property
     def memory_mb(self) -> float:

@@ -113,20 +113,22 @@ def in_ms(seconds: Sequence[float], percent: float) -> float | str:
 
 
 class Cpu:
-    """What server and clients use between two calls, in percent of a core."""
+    """What server and clients use between two calls, in percent of a core; and how long the server waits for one, since others have them."""
 
     def __init__(self, server: ServerProcess):
         self._server = server
         self.restart()
 
     def restart(self) -> None:
-        self._at = time.monotonic(), self._server.cpu_s, time.process_time()
+        self._at = self._now()
+
+    def _now(self) -> tuple[float, ...]:
+        return time.monotonic(), self._server.cpu_s, time.process_time(), self._server.waited_s
 
     def row(self) -> dict[str, float]:
-        wall_s, server_s, clients_s = (
-            now - then for now, then in zip((time.monotonic(), self._server.cpu_s, time.process_time()), self._at, strict=True)
-        )
-        return {"server_cpu_percent": 100 * server_s / wall_s, "clients_cpu_percent": 100 * clients_s / wall_s}
+        wall_s, *used = (now - then for now, then in zip(self._now(), self._at, strict=True))
+        names = ("server_cpu_percent", "clients_cpu_percent", "server_waits_percent")
+        return {name: 100 * seconds / wall_s for name, seconds in zip(names, used, strict=True)}
 
 
 async def until_idle(server: ServerProcess) -> dict[str, float]:

@@ -8,9 +8,11 @@ Ours: padding on the left, as for whole batches, would move every row in every p
 the keys and values of the rows that read, up to the longest of them, which is little beside what it computes.
 """
 
+import itertools
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +32,8 @@ class Row:
         length: tokens, those of the prefix included.
     """
 
-    def __init__(self, place: int, length: int, free: list[int]):
-        self.place, self.length, self._free = place, length, free
-
-    def __del__(self) -> None:
-        self._free.append(self.place)
+    def __init__(self, place: int, length: int):
+        self.place, self.length = place, length
 
     def drop(self, num_tokens: int) -> None:
         """Forgets the last tokens."""
@@ -81,7 +80,8 @@ class Rows:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._table = weight.new_zeros(config.num_hidden_layers, 2, 1, COLUMNS, config.num_key_value_heads, head_dim)
         self._max_padding = MAX_PADDING.get(weight.device.type, 0)
-        self._free = [0]
+        self._reserved = self._table.shape[2:4]  # rows and columns that stay
+        self._held: WeakValueDictionary[int, Row] = WeakValueDictionary()  # by place
         self._graphs: Graphs | None = None
         self._prefix = self._table[:, :, 0, :0]
         row = self.new()
@@ -93,26 +93,41 @@ class Rows:
     @torch.inference_mode()
     def new(self) -> Row:
         """A row that has read the prefix."""
-        if not self._free:
-            self.reserve(2 * self._table.shape[2], 0)
-        place, length = self._free.pop(), self._prefix.shape[2]
+        if self._graphs is None:  # whose passes know where the table is: recording them again would take longer than it is worth
+            self._shrink()
+        place, length = next(place for place in itertools.count() if place not in self._held), self._prefix.shape[2]
+        if place == self._table.shape[2]:
+            self._resize(2 * place, self._table.shape[3])
         self._table[:, :, place, length:] = 0  # another's broken numbers would break sums, even where they count nothing
         self._table[:, :, place, :length] = self._prefix
-        return Row(place, length, self._free)
+        self._held[place] = row = Row(place, length)
+        return row
 
     @torch.inference_mode()
     def reserve(self, num_rows: int, num_columns: int) -> None:
-        """Makes room for so many rows of so many tokens, so that it need not be made later; what there is stays."""
+        """Makes room for so many rows of so many tokens for good, so that it need not be made later; what there is stays."""
+        self._reserved = tuple(map(max, self._reserved, (num_rows, -(-num_columns // COLUMNS) * COLUMNS)))
+        rows, columns = map(max, self._reserved, self._table.shape[2:4])
+        if (rows, columns) != self._table.shape[2:4]:
+            self._resize(rows, columns)
+
+    def _shrink(self) -> None:
+        """Gives room back when a quarter of it would do: rows that were many once, or long, are not paid for ever after."""
+        held = list(self._held.values())
+        rows = 1 + max((row.place for row in held), default=0)
+        columns = max((row.length for row in held), default=self._prefix.shape[2])
+        if 4 * rows * columns < self._table.shape[2] * self._table.shape[3]:
+            wanted = map(max, self._reserved, (2 * rows, -(-2 * columns // COLUMNS) * COLUMNS))
+            smaller = tuple(map(min, wanted, self._table.shape[2:4]))
+            if smaller != self._table.shape[2:4]:
+                self._resize(*smaller)
+
+    def _resize(self, num_rows: int, num_columns: int) -> None:
         layers, both, old_rows, old_columns, *heads = self._table.shape
-        if num_rows <= old_rows and num_columns <= old_columns:
-            return
-        num_rows = max(num_rows, old_rows)
-        if num_columns > old_columns:
-            num_columns = -(-max(num_columns, old_columns * 5 // 4) // COLUMNS) * COLUMNS
-        table = self._table.new_zeros(layers, both, num_rows, max(num_columns, old_columns), *heads)
-        table[:, :, :old_rows, :old_columns] = self._table
+        rows, columns = min(num_rows, old_rows), min(num_columns, old_columns)
+        table = self._table.new_zeros(layers, both, num_rows, num_columns, *heads)
+        table[:, :, :rows, :columns] = self._table[:, :, :rows, :columns]
         self._table = table
-        self._free += range(old_rows, num_rows)
         if self._graphs is not None:
             self._graphs.forget()
 
@@ -151,7 +166,8 @@ class Rows:
         if self._graphs is not None and num_new <= WIDTHS[-1]:
             num_new = next(width for width in WIDTHS if width >= num_new)
         num_columns = max(read.row.length for read in reads) + num_new
-        self.reserve(0, num_columns)
+        if num_columns > self._table.shape[3]:
+            self._resize(self._table.shape[2], -(-max(num_columns, self._table.shape[3] * 5 // 4) // COLUMNS) * COLUMNS)
         places, lens = torch.tensor([(read.row.place, read.row.length) for read in reads], device=device).T
         ids = [[0] * num_new if isinstance(read.what, Tensor) else [*read.what, *[0] * (num_new - len(read.what))] for read in reads]
         embeds = embed(torch.tensor(ids, device=device))

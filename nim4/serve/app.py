@@ -19,10 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from nim4.config import RecipeError, VadConfig
 from nim4.decode.hotword import HotwordIndex
 from nim4.model.asr import load_speech_llm
+from nim4.serve import steady
 from nim4.serve.limits import Gate, Limits, Refused, check_origin, read_keys
 from nim4.serve.realtime import Connection
 from nim4.serve.service import Service
@@ -114,6 +116,8 @@ class Guard:
         except Refused as refused:
             await answer(refused)(scope, receive, counted)
             self._service.metrics.count("refused_total", reason=refused.code)
+            if scope["type"] == "websocket":
+                raise ClientDisconnected from refused  # it has its answer; uvicorn would call it an error of ours that no stream began
         except (ClientDisconnect, WebSocketDisconnect):
             log.info("a client vanished before it was served")
         except Exception:  # logged with its traceback; the client gets OpenAI's error instead of a torn connection, other clients notice nothing
@@ -248,11 +252,13 @@ def serve(
         host, port = listening.getsockname()[:2]
         if not accepted and not host.startswith("127.") and host != "::1":
             log.warning("anyone who can reach this machine can use the server: it has no API keys")
+        steady.prepare()
         speech_llm, inventory = load_speech_llm(model, device, precision)
         loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
         service = Service(speech_llm, inventory, loaded, limits, vad)
         service.warm_up()
         app = make_app(service, Gate(accepted, origins, limits.requests_per_minute), origins)
+        steady.settle()
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         try:
             Server(app, service).run([listening])

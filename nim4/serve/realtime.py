@@ -35,6 +35,7 @@ from nim4.serve.settings import StreamSettings, TurnDetection, changed
 STOPPED, TRY_LATER, FAILED, VANISHED = 1000, 1013, 1011, 1006
 IDLE, STALLED, TOO_LONG, TOO_FAST = 4408, 4409, 4413, 4429
 PIECE_SAMPLES = SAMPLING_RATE_HZ  # ours: so much is looked through for speech at once, while other streams wait
+MAX_SHARE = 0.1  # ours: of a processor, that reading one client's messages takes: what others say must not wait for one who sends too many
 MAX_UTTERANCE_SAMPLES = round(MAX_DURATION_S * SAMPLING_RATE_HZ)
 
 log = logging.getLogger("nim4")
@@ -150,6 +151,7 @@ class Connection:
                 raise WebSocketDisconnect(message.get("code", VANISHED))
             if self._stopping:
                 continue
+            began_s = time.thread_time()
             try:
                 data = message.get("bytes")
                 if data is not None:
@@ -160,6 +162,7 @@ class Connection:
                 self._line.put_nowait(partial(self._send_error, refused))
             if self._line.qsize() > self._limits.max_waiting:
                 raise Closing(TOO_FAST, f"more than {self._limits.max_waiting} messages wait")
+            await asyncio.sleep((time.thread_time() - began_s) / MAX_SHARE)  # what it sends meanwhile waits in the network
 
     def _take_text(self, text: str) -> None:
         try:

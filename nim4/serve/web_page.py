@@ -48,9 +48,9 @@ class PageFile:
 
 
 def read_page() -> dict[str, PageFile]:
-    """The files of the page by their names."""
+    """The files of the page by their names; what is of no kind that a page has, as the copies that editors leave, is none of them."""
     page = {}
-    for path in sorted(FOLDER.iterdir()):
+    for path in sorted(path for path in FOLDER.iterdir() if path.suffix in TYPES):
         body = path.read_bytes()
         page[path.name] = PageFile(body, TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
     return page

@@ -17,7 +17,9 @@ from nim4 import stage
 from nim4.decode.listening import Listener
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
+from nim4.serve import steady
 from nim4.serve.app import Server, open_port
+from nim4.serve.service import Service
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -71,6 +73,40 @@ def test_the_model_has_the_precision_of_the_option(serve, talkative, monkeypatch
     for precision in ("auto", "bf16"):
         assert serve("--model", talkative, "--port", 0, "--precision", precision) == (0, [])
     assert [model.llm.get_input_embeddings().weight.dtype for model in served] == [torch.float32, torch.bfloat16]
+
+
+STEADY = """
+import ctypes, gc, os, sys
+from nim4.serve import steady
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
+steady.prepare()
+libc.free(libc.malloc(16 << 20))  # after which glibc would keep 4 MB for itself
+before = libc.mallinfo2().hblks
+libc.malloc(4 << 20)
+steady.settle()
+print(libc.mallinfo2().hblks - before, gc.get_freeze_count() > 1000, sys.getswitchinterval(), os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_what_keeps_the_process_at_one_size():
+    done = subprocess.run([sys.executable, "-c", STEADY], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["1", "True", "0.001", "128"]
+
+
+def test_the_server_is_steady_and_warm_before_its_port_answers(serve, talkative, monkeypatch):
+    did = []
+    monkeypatch.setattr(steady, "prepare", lambda: did.append("prepare"))
+    monkeypatch.setattr(Service, "warm_up", lambda service: did.append("warm up"))
+    monkeypatch.setattr(steady, "settle", lambda: did.append("settle"))
+    monkeypatch.setattr(Server, "run", lambda server, sockets: did.append("run"))
+    assert serve("--model", talkative, "--port", 0) == (0, [])
+    assert did == ["prepare", "warm up", "settle", "run"]
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,67 @@ def test_a_recording_is_paced(server, visit):
     assert seconds[True] < seconds[False]
 
 
+LATE_SOCKET = """(delay) => {
+  const Socket = WebSocket;
+  window.WebSocket = class extends EventTarget {
+    readyState = Socket.CONNECTING;
+    constructor(...address) {
+      super();
+      setTimeout(() => {
+        const own = (this.own = new Socket(...address));
+        own.binaryType = "arraybuffer";
+        for (const name of ["open", "message", "close"]) own[`on${name}`] = (event) => ((this.readyState = own.readyState), this[`on${name}`](event));
+      }, delay);
+    }
+    send(data) { this.own.send(data); }
+  };
+  Object.assign(window.WebSocket, { CONNECTING: Socket.CONNECTING, OPEN: Socket.OPEN });
+}"""
+
+
+def test_a_recording_does_not_run_ahead_while_the_page_connects(model, visit):
+    with RunningServer(model, max_ahead_s=4.0) as server:
+        page = visit(server)
+        page.wait("Ready")
+        page.tab.evaluate(LATE_SOCKET, 3000)
+        page.tab.get_by_label("Send recordings as fast as the server allows").check()
+        page.recognise("long.wav")
+        assert page.tab.get_by_role("alert").inner_text() == ""
+        assert sum(map(len, page.sent)) == 2 * len(LONG)
+
+
+def test_the_event_log_has_an_end(server, visit):
+    page = visit(server)
+    page.wait("Ready")
+    first, last, size = page.tab.evaluate("""async () => {
+        const { EventLog } = await import(new URL("page/stream.js", document.baseURI));
+        const log = new EventLog();
+        for (let number = 0; number < 250_000; number++) log.add("page", { type: "audio", number });
+        const lines = log.toJsonLines().trimEnd().split("\\n");
+        return [JSON.parse(lines[0]), JSON.parse(lines.at(-1)), lines.length];
+    }""")
+    assert (first["type"], last["number"]) == ("dropped", 249_999)
+    assert first["num_messages"] + size - 1 == 250_000
+    assert size <= 100_001
+
+
+def test_a_microphone_that_goes_while_it_is_opened(server, visit):
+    page = visit(server)
+    page.wait("Ready")
+    page.tab.evaluate("""() => {
+        const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = async (wanted) => {
+            const stream = await open(wanted);
+            stream.getTracks().forEach((track) => track.stop()); // "ended" from now on, and no event says so
+            return stream;
+        };
+    }""")
+    page.button("Microphone").click()
+    assert page.trouble() == "The microphone is gone."
+    page.wait("Ready")
+    assert not server.service.streams
+
+
 def test_everything_is_reached_by_keys(server, visit):
     page = visit(server)
     page.wait("Ready")

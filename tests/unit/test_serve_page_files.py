@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 from running_server import RunningServer
 
-from nim4.serve.web_page import FOLDER, INDEX, POLICY, TYPES
+from nim4.serve.web_page import FOLDER, INDEX, POLICY, TYPES, read_page
 
 NAMES = sorted(path.name for path in FOLDER.iterdir())
 ELSEWHERE = re.compile(r"(?:https?:|wss?:)?//[\w.-]+\.\w+|\bdata:|@import|url\(")
@@ -64,6 +64,13 @@ def test_nothing_else_is_served(server):
         assert (status, headers["content-type"]) == (404, "application/json")
         assert b"not_found" in body
     assert ask(server, "/", "POST")[0] == 405
+
+
+def test_what_is_not_of_the_page_is_left_out(tmp_path, monkeypatch):
+    for name in (INDEX, "main.js", "main.js~", ".DS_Store"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr("nim4.serve.web_page.FOLDER", tmp_path)
+    assert sorted(read_page()) == [INDEX, "main.js"]
 
 
 def test_the_page_needs_no_key_but_what_it_asks_does(model):

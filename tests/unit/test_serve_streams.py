@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import logging
 import socket as sockets
 import struct
 import time
@@ -21,6 +22,7 @@ from nim4.decode.hotword import HotwordIndex
 from nim4.decode.streaming import Recogniser, StreamingSession
 from nim4.decode.together import step
 from nim4.model.asr import load_speech_llm
+from nim4.serve.realtime import Connection
 from nim4.serve.service import some_names
 
 HOTWORDS = ["北京", "上海"]
@@ -226,7 +228,7 @@ def refused(server, **options):
     return response.status_code, json.loads(response.body)["error"]["code"]
 
 
-def test_keys_and_origins(model):
+def test_keys_and_origins(model, caplog):
     with RunningServer(model, keys=["right"]) as server:
         assert refused(server) == (401, "invalid_api_key")
         assert refused(server, additional_headers={"Authorization": "Bearer wrong"}) == (401, "invalid_api_key")
@@ -237,6 +239,7 @@ def test_keys_and_origins(model):
             {"subprotocols": ["realtime", "openai-insecure-api-key.right"]},
         ):
             server.stream(**options).socket.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], "a refusal is no error of the server"
 
 
 def test_too_many_streams(model):
@@ -268,6 +271,23 @@ def test_a_flood_of_messages(model):
             for _ in range(30):
                 client.send("input_audio_buffer.clear")
         assert client.rest()[1] == 4429
+
+
+def test_a_flood_does_not_hold_up_another(model, monkeypatch):
+    taken, take = [], Connection._take_text
+
+    def noted(self, text):
+        taken.append(text)
+        take(self, text)
+
+    monkeypatch.setattr(Connection, "_take_text", noted)
+    with RunningServer(model, max_waiting=10**6) as server, server.stream() as other, raw_stream(server, 2) as raw:
+        clear = frame(b'{"type": "input_audio_buffer.clear"}', 1)
+        raw.sendall(clear * 4000)  # so few bytes that the server has them all at once
+        wait_for(lambda: taken)
+        other.send("input_audio_buffer.commit")
+        assert other.error() == "input_audio_buffer_commit_empty"
+        assert len(taken) < 3000
 
 
 def test_silence_and_length_end_a_stream_with_its_final_text(model):
@@ -315,14 +335,14 @@ def test_a_client_that_vanishes_in_mid_utterance(server, sessions):
     assert 'nim4_closed_total{code="1006"}' in server.get("/metrics")[1]
 
 
-def raw_stream(server):
-    """A stream whose client reads nothing and answers no pings."""
+def raw_stream(server, number=1):
+    """The stream of this number, whose client reads nothing and answers no pings."""
     raw = sockets.socket()
     raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
     raw.connect(("127.0.0.1", server.port))
     head = "GET /v1/realtime HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     raw.sendall(f"{head}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
-    wait_for(lambda: len(server.service.streams) == 1)
+    wait_for(lambda: len(server.service.streams) == number)
     return raw
 
 
@@ -339,7 +359,7 @@ def test_a_client_that_stops_reading_is_found_by_pings(model, sessions):
 
 
 def test_a_client_that_stops_reading_is_found_by_what_it_does_not_take(model, monkeypatch):
-    monkeypatch.setattr("nim4.serve.app.UNREAD_MS", 500)
+    monkeypatch.setattr("nim4.serve.app.UNREAD_MS", 4000)
     update = {"type": "session.update", "session": {"hotwords": [chr(0x4E00 + number) * 50 for number in range(10)]}}
     with RunningServer(model, max_waiting=10**6, stalled_s=0.2) as server, raw_stream(server) as raw:
         with suppress(OSError):

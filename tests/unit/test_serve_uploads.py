@@ -196,6 +196,18 @@ def test_bad_fields(server):
     assert code_of(server.post(None, file="text")) == (400, "missing_required_parameter")
 
 
+def test_a_body_that_is_no_form(server):
+    for kind, body, code in (
+        ("application/json", b'{"model": "nim4-asr", "file": "a.wav"}', "missing_required_parameter"),
+        ("audio/wav", file_of(pcm(0.2)), "missing_required_parameter"),
+        ("multipart/form-data; boundary=x", b"--y\r\nno form\r\n--y--\r\n", "bad_request"),
+        ("multipart/form-data", b"--x--\r\n", "bad_request"),
+    ):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/audio/transcriptions", data=body, headers={"Content-Type": kind})
+        status, text = server._answer(request)
+        assert (kind, *code_of((status, json.loads(text)))) == (kind, 400, code)
+
+
 def test_a_body_that_is_too_large(model):
     with RunningServer(model, max_body_bytes=20_000) as server:
         assert code_of(server.post(bytes(30_000))) == (413, "body_too_large")

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from made_corpora import write_audio
+from running_server import pcm
 from scipy.signal import resample_poly
 from spoken_clips import join, read_clips
 
@@ -21,7 +22,7 @@ from nim4.corpus.microphone import resampled
 from nim4.decode.listening import Update
 from nim4.decode.offline import transcripts
 from nim4.decode.streaming import Counts, Hypothesis, Recogniser
-from nim4.decode.vad import segments
+from nim4.decode.vad import Probe, segments
 from nim4.model.asr import load_speech_llm
 from nim4.report.live_text import shown
 
@@ -146,6 +147,27 @@ def test_silence_is_an_empty_text(nim4, talkative, tmp_path):
     assert (code, errors) == (0, [])
     assert [json.loads(line) for line in lines] == [{"file": str(tmp_path / "silence.wav"), "audio_s": 61.0, "text": "", "hints": [], "segments": []}]
     assert nim4("stream", "--model", talkative, "--wav", tmp_path / "silence.wav", "--device", "cpu") == (0, [], [])
+
+
+def test_three_hours_of_which_the_end_is_spoken(nim4, talkative, tmp_path, monkeypatch):
+    """Silero would take minutes; here what is loud is speech."""
+
+    def together(probes):
+        return [([float(window.abs().max() > 0.1) for window in probe.windows], probe.state) for probe in probes]
+
+    monkeypatch.setattr(Probe, "together", staticmethod(together))
+    silence, spoken = np.zeros(600 * 16_000, np.int16), pcm(2.0)
+    with soundfile.SoundFile(tmp_path / "day.flac", "w", 16_000, 1, "PCM_16", format="FLAC") as file:
+        for _ in range(18):
+            file.write(silence)
+        file.write(spoken)
+    code, lines, errors = nim4("transcribe", "--model", talkative, tmp_path / "day.flac", "--device", "cpu")
+    assert (code, len(lines), errors) == (0, 1, [])
+    row = json.loads(lines[0])
+    (segment,) = row["segments"]
+    assert (row["audio_s"], row["text"]) == (10_802.0, segment["text"])
+    assert 10_799 < segment["start_s"] < 10_800 < segment["end_s"] <= 10_802
+    assert segment["text"]
 
 
 def fake_ffmpeg(folder, script):

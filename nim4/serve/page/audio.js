@@ -4,6 +4,7 @@ import { RATE_HZ, toPcm } from "./resampler.js";
 
 const PIECE_SAMPLES = 1600; // of a recording, at once
 const WAKE_MS = 40;
+const GONE = "The microphone is gone.";
 export const AS_SPOKEN_S = 0.2; // how far ahead a recording is sent that is paced as it was spoken: what timers are late
 
 /** Something that people are told in one line. */
@@ -12,7 +13,7 @@ export class Trouble extends Error {}
 /**
  * Opens the microphone.
  * @param {(samples: Int16Array) => void} onSamples gets 40 ms at a time
- * @param {() => void} onGone is called when it was unplugged or taken away
+ * @param {(why: string) => void} onGone is called when it was unplugged or taken away
  * @returns {Promise<() => void>} closes it
  */
 export async function openMicrophone(onSamples, onGone) {
@@ -32,10 +33,15 @@ export async function openMicrophone(onSamples, onGone) {
     close(stream);
     throw new Trouble(whyNoMicrophone(error));
   }
+  const [track] = stream.getAudioTracks();
+  if (track.readyState === "ended") {
+    close(stream); // unplugged meanwhile, of which no event tells any more
+    throw new Trouble(GONE);
+  }
   const worklet = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
   worklet.port.onmessage = ({ data }) => onSamples(data);
   context.createMediaStreamSource(stream).connect(worklet);
-  stream.getAudioTracks()[0].onended = onGone;
+  track.onended = () => onGone(GONE);
   return () => {
     worklet.port.onmessage = null;
     close(stream);

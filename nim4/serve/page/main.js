@@ -105,7 +105,8 @@ const names = () => ({ hotwords: hotwords(), index: at("index").value || null })
 /**
  * Hears a source until it ends or is stopped.
  * @param {HTMLButtonElement} button that began it, and stops it
- * @param {(hear: (samples: Int16Array) => void, fail: (message: string) => void) => Promise<{stop(): void, ended?: Promise<void>}>} open
+ * @param {(hear: (samples: Int16Array) => void, fail: (message: string) => void, connected: Promise<void>) =>
+ *   Promise<{stop(): void, ended?: Promise<void>}>} open
  */
 async function listen(button, open) {
   if (document.body.dataset.state !== "ready" && !(await connect())) return;
@@ -119,12 +120,14 @@ async function listen(button, open) {
     if (stream) stream.hear(samples);
     else waiting.push(samples);
   };
+  const connected = Promise.withResolvers();
+  const fail = (message) => {
+    showTrouble(message, retry);
+    finish();
+  };
   let opened;
   try {
-    opened = await open(hear, (message) => {
-      showTrouble(message, retry);
-      finish();
-    });
+    opened = await open(hear, fail, connected.promise);
   } catch (error) {
     setState("ready", "Ready");
     if (!(error instanceof Trouble)) throw error;
@@ -135,7 +138,7 @@ async function listen(button, open) {
   own.ended?.then(() => source === own && finish());
   let given = []; // hotwords by hand, as the server has them
   const take = (event) => (given = took(event, given));
-  stream = new Stream(key, log, take, (event, wasOpen) => closed(event, wasOpen, retry));
+  stream = new Stream(key, log, take, connected.resolve, (event, wasOpen) => closed(event, wasOpen, retry));
   stream.update({ turn_detection: at("pauses").checked ? { type: "server_vad" } : null });
   stream.update(names()); // in a message of its own: people may write what the server refuses
   waiting.forEach((samples) => stream.hear(samples));
@@ -189,15 +192,17 @@ function onClick(id, act) {
 }
 
 async function microphone(hear, fail) {
-  return { stop: await openMicrophone(hear, () => fail("The microphone is gone.")) };
+  return { stop: await openMicrophone(hear, fail) };
 }
 
 function recording(file) {
-  return async (hear) => {
+  return async (hear, _, connected) => {
     const samples = await readRecording(file);
     const aheadS = at("fast").checked ? about.max_ahead_s - SAFETY_S : AS_SPOKEN_S;
     const stopping = new AbortController();
-    return { stop: () => stopping.abort(), ended: play(samples, hear, aheadS, stopping.signal) };
+    // Only then: what had waited for the connection would all come at once, and be too far ahead.
+    const ended = connected.then(() => play(samples, hear, aheadS, stopping.signal));
+    return { stop: () => stopping.abort(), ended };
   };
 }
 

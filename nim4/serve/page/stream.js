@@ -39,13 +39,17 @@ export async function askAbout(key) {
   }
 }
 
-/** All that went over the streams of this page, a line for each message. */
+const MAX_ENTRIES = 100_000; // about an hour of a microphone; a page may stay open for days
+
+/** What went over the streams of this page, a line for each message; of too many the oldest are dropped, and the first line says how many. */
 export class EventLog {
   #entries = [];
+  #dropped = 0;
   #start = performance.now();
 
   add(from, message) {
     this.#entries.push({ at_ms: Math.round(10 * (performance.now() - this.#start)) / 10, from, ...message });
+    if (this.#entries.length > MAX_ENTRIES) this.#dropped += this.#entries.splice(0, MAX_ENTRIES / 10).length;
   }
 
   get size() {
@@ -54,11 +58,13 @@ export class EventLog {
 
   clear() {
     this.#entries = [];
+    this.#dropped = 0;
     this.#start = performance.now();
   }
 
   toJsonLines() {
-    return this.#entries.map((entry) => JSON.stringify(entry) + "\n").join("");
+    const missing = this.#dropped ? [{ at_ms: 0, from: "page", type: "dropped", num_messages: this.#dropped }] : [];
+    return [...missing, ...this.#entries].map((entry) => JSON.stringify(entry) + "\n").join("");
   }
 }
 
@@ -77,9 +83,10 @@ export class Stream {
   /**
    * @param {string} key "" = none
    * @param {(event: object) => void} onEvent
+   * @param {() => void} onOpen
    * @param {(event: CloseEvent, opened: boolean) => void} onClose
    */
-  constructor(key, log, onEvent, onClose) {
+  constructor(key, log, onEvent, onOpen, onClose) {
     const url = new URL("v1/realtime", document.baseURI);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     this.#socket = new WebSocket(url, key ? ["realtime", KEY_PROTOCOL + key] : ["realtime"]);
@@ -89,6 +96,7 @@ export class Stream {
     this.#socket.onopen = () => {
       opened = true;
       this.#waiting.splice(0).forEach((send) => send());
+      onOpen();
     };
     this.#socket.onmessage = ({ data }) => onEvent(this.#received(JSON.parse(data)));
     this.#socket.onclose = (event) => {

@@ -99,6 +99,30 @@ def test_places_are_used_again(llm):
     assert rows._table.shape[2:4] == (4, COLUMNS)
 
 
+def test_room_is_given_back_and_those_who_are_there_lose_nothing(llm):
+    rows = Rows(llm, PREFIX)
+    kept = rows.new()
+    rows.read([Read(rows, kept, ids(1, 100))])
+    crowd = [rows.new() for _ in range(20)]
+    rows.read([Read(rows, row, ids(2, 500)) for row in crowd])
+    grown = rows._table.shape[2:4]
+    del crowd
+    gc.collect()
+    beside = rows.new()
+    assert grown[0] > 20
+    assert grown[1] > 500
+    assert rows._table.shape[2:4] == (2, 4 * COLUMNS)
+    best = rows.read([Read(rows, kept, ids(3, 9), 9), Read(rows, beside, ids(4, 90), 90)])
+    assert best == [alone(llm, [ids(1, 100), ids(3, 9)])[-1], alone(llm, [ids(4, 90)])[0]]
+
+
+def test_what_was_reserved_stays(llm):
+    rows = Rows(llm, PREFIX)
+    rows.reserve(40, 200)
+    rows.new()
+    assert rows._table.shape[2:4] == (40, 4 * COLUMNS)
+
+
 def test_a_read_that_fails_can_be_repeated(llm, monkeypatch):
     rows = Rows(llm, PREFIX)
     row = rows.new()
