@@ -64,7 +64,9 @@ def read_system(path: Path, refs: Mapping[str, Reference], name: str | None = No
     unknown = tuple(id for id in hyps if id not in refs)
     if len(unknown) == len(hyps):
         found = f"none of {len(hyps)}: {some(unknown)}" if hyps else "no line"
-        raise RecipeError(path, expected=f"ids of the references, such as {next(iter(refs))}", found=found, fix="a TAB ends the id; correct --hyp or --ref")
+        raise RecipeError(
+            path, expected=f"ids of the references, such as {next(iter(refs))}", found=found, fix="a TAB ends the id; correct --hyp or --ref"
+        )
     for number, reason in lines.broken.items():
         log.warning("%s, line %d: %s; it counts as no hypothesis", path, number, reason)
     if unknown:
