@@ -15,13 +15,16 @@ KINDS = (*profiles.LADDER, "lexical")
 
 
 def attribute(ref: str, hyp: str, errors: int, *, chinese: bool) -> Mapping[str, int]:
-    """How many of `errors` are of each kind; kinds without any are left out.
+    """How many of `errors` are of each kind; kinds without any are left out. All are lexical where `fair` counts as many.
 
     Args:
         ref, hyp: texts as published, or as a profile wrote them.
         errors: mixed errors of `hyp` before the first step, under the profile whose errors are explained.
         chinese: as of profiles.normalise.
     """
+    ref_units, hyp_units = (tuple(profiles.units(profiles.fair(text, profiles.LADDER, chinese=chinese), "MER", "fair")) for text in (ref, hyp))
+    if distance(ref_units, merge_compounds(ref_units, hyp_units)) >= errors:
+        return Counter(lexical=errors)  # so most are, and there is no need to take the steps
     kinds: Counter[str] = Counter()
     left = errors
     steps: list[str] = []

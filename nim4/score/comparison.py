@@ -9,9 +9,9 @@ from nim4.config import RecipeError
 from nim4.corpus.grammars import ENGINES, cache_folder
 from nim4.stage import atomic_write
 
-ABOUT = """Error rates of any systems on one list of references, side by side: intervals, how sure a difference is, what kinds of errors there are, and
-text that nobody said. Files are TSV (id, TAB, text; or with a first line of column names) or JSON lines (id, text), in UTF-8; references may have
-`speaker` and `set`, hypotheses `error`. What is missing, failed or empty counts as deletions."""
+ABOUT = """Error rates of any systems on one list of references, side by side: intervals, how sure a difference is, what kinds of errors there
+are, and text that nobody said. Files are TSV (id, TAB, text; or with a first line of column names) or JSON lines (id, text), in UTF-8; references
+may have `speaker` and `set`, hypotheses `error`. What is missing, failed or empty counts as deletions."""
 
 
 def add_options(parser: Any) -> None:
@@ -27,9 +27,8 @@ def add_options(parser: Any) -> None:
     metrics = "mixed errors (Chinese characters and words), characters, words"
     parser.add_argument("--metric", nargs="+", choices=("mer", "cer", "wer"), default=["mer"], help=metrics)
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="of the grammars of page and speechio")
-    parser.add_argument(
-        "--overlap", type=float, default=OVERLAP, help="share of a long hypothesis in common with its reference, below which it is made up"
-    )
+    overlap = "a long hypothesis is made up if less than this share of it is common with its reference"
+    parser.add_argument("--overlap", type=float, default=OVERLAP, help=overlap)
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes that normalise")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder in which normalised texts are kept")
     parser.add_argument("--out", type=Path, help="file for the whole record, see nim4/score/systems.py")
@@ -81,7 +80,7 @@ def as_text(record: Mapping[str, Any]) -> str:
     parts = []
     for metric in record["metrics"]:
         lines = [_rate_header(record, metric), *(_rate_cells(system, metric) for system in record["systems"])]
-        parts.append([f"{metric} %", *aligned(lines, {1, 3, 4, 5, 6}), _footer(record, metric)])
+        parts.append([f"{metric} %", *aligned(lines, {1, 3, 4, 5, 6, 7}), _footer(record, metric)])
     for key, profile in (("attribution", "raw"), ("attribution_of_profile", record["profile"])):
         if record["systems"][0][key] is not None:
             lines = [["system", "errors", *record["systems"][0][key]]]
@@ -102,16 +101,8 @@ def _rate_header(record: Mapping[str, Any], metric: str) -> list[str]:
     macro = first["rates"][metric]["macro"]
     versus = f"vs {first['name']} (95 % CI, P better)"
     missing = "missing (absent/failed/empty)"
-    return [
-        "system",
-        f"{metric} % (95 % CI)",
-        versus,
-        f"macro % over {macro['groups']} {macro['over']}s",
-        "ins/del/sub",
-        missing,
-        "ids unknown",
-        "lines broken",
-    ]
+    average = f"macro % over {macro['groups']} {macro['over']}s"
+    return ["system", f"{metric} % (95 % CI)", versus, average, "ins/del/sub", missing, "ids unknown", "lines broken"]
 
 
 def _rate_cells(system: Mapping[str, Any], metric: str) -> list[str]:

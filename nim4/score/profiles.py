@@ -11,7 +11,7 @@
 - `raw`: NFKC and case alone; a mark is a unit.
 - `plain`: `raw` without marks; what stage 12 counts unless it is told otherwise.
 
-All of them split into units by nim4/corpus/text.py, `raw` by its marks too. Sources: the boards' public descriptions; code is ours, but for the
+All of them but `raw` and `openasr` end as nim4/corpus/text.py writes texts. Sources: the boards' public descriptions; code is ours, but for the
 packages wetext and whisper-normalizer.
 """
 
@@ -39,6 +39,8 @@ _MERGES = ("fair", "openasr")  # profiles that take "dogcart" for "dog cart"
 _FLAGS = {"remove_erhua": True, "remove_interjections": True, "traditional_to_simple": True, "full_to_half": True, "remove_puncts": True}
 
 _LATIN_WORDS = re.compile(r"[^\W\d_]")
+_SINGLE = corpus_text._IS_SINGLE.pattern  # private there: a change of that file would change the hashes of all records
+_UNITS = re.compile(rf"{_SINGLE}|[^\s{_SINGLE[1:-1]}]+")
 _DIGIT = re.compile(r"\d")
 _NUMBER = r"[$£€¥]?\d+(?:[.,:/]\d+)*[%‰℃℉]?"
 # A number that no letter touches; where it stands decides in which language it is read.
@@ -90,7 +92,9 @@ def profile_hash(profile: str, engine: str = "wetext") -> str:
     if profile not in ("phones", "plain"):
         parts = [*_STEPS[profile], *((error_rate.merge_compounds,) if profile in _MERGES else ())]
         definition += "".join(inspect.getsource(part) for part in parts) + repr(made_with(profile, engine))
-        definition += repr([value for name, value in sorted(globals().items()) if re.fullmatch(r"_[A-Z_]+", name) and name != "_STEPS"])
+        definition += repr(
+            [value for name, value in sorted(globals().items()) if re.fullmatch(r"_[A-Z_]+", name) and name not in ("_STEPS", "_SIMPLIFIED")]
+        )
     return hashlib.sha256(definition.encode()).hexdigest()[:12]
 
 
@@ -117,15 +121,13 @@ def normalise(text: str, profile: str, *, engine: str = "wetext", chinese: bool 
 
 
 def units(text: str, metric: str, profile: str) -> list[str]:
-    """The units of a text that `normalise` made: see error_rate.units_of; `raw` and `openasr` are split as they stand."""
-    if profile not in ("raw", "openasr"):
+    """The units of a text that `normalise` made: MER, CER or WER as of error_rate.units_of; of `raw`, each mark is one too."""
+    if profile == "plain":
         return error_rate.units_of(metric, phones="", text=text)
     spaced = _raw(text) if profile == "raw" else text
     if metric == "CER":
         return [char for char in spaced if not char.isspace()]
-    if metric == "WER":
-        return spaced.split()
-    return re.findall(rf"[{HAN}]|[^\s{HAN}]+", spaced)
+    return spaced.split() if metric == "WER" else _UNITS.findall(spaced)
 
 
 def _raw(text: str) -> str:
@@ -187,7 +189,9 @@ def _read_among_chinese(text: str, chinese: bool) -> str:
 
 def _fair_chinese(text: str, steps: Sequence[str]) -> str:
     if "script" in steps:
-        text = grammars.in_pieces(text.replace("〇", "零"), _grammar("zh", "wetext", remove_erhua=True, traditional_to_simple=True))
+        text = text.replace("〇", "零").translate(_SIMPLIFIED)
+        if "儿" in text:
+            text = grammars.in_pieces(text, _grammar("zh", "wetext", remove_erhua=True))
     return _FILLERS_ZH.sub("", text) if "filler" in steps else text
 
 
@@ -200,9 +204,8 @@ def _fair_latin(text: str, steps: Sequence[str]) -> str:
         text = re.sub(whisper.ignore_patterns, "", text)
     if "script" in steps:
         text = _IS_IT.sub(r"\1 is", text)
-        for pattern, written_out in whisper.replacers.items():
-            if pattern != r"'s\b":
-                text = re.sub(pattern, written_out, text)
+        for pattern, written_out in _written_out():
+            text = pattern.sub(written_out, text)
         text = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn").replace("'", "")
     if "number" in steps:
         spaced = re.sub(r"(?<!\d)[.,;:?!-]|[.,;:?!-](?!\d)", " ", text)
@@ -219,14 +222,14 @@ def _number_words(text: str) -> str:
 def _page(text: str, engine: str) -> str:
     """The grammar, with all its flags; then every mark goes, blanks stay."""
     text = grammars.in_pieces(text, _grammar("auto", engine, **_FLAGS))
-    return "".join(char for char in fold(text) if unicodedata.category(char)[0] not in "PS")
+    return corpus_text.normalise("".join(char for char in fold(text) if unicodedata.category(char)[0] not in "PS"))
 
 
 def _speechio(text: str, engine: str) -> str:
     """`page` with blanks for marks, and English fillers and spelling."""
     words = grammars.in_pieces(fold(text), _grammar("auto", engine, **{**_FLAGS, "remove_puncts": False}))
     words = re.sub(r"[^\w\s']", " ", words).lower()
-    return _whisper().standardize_spellings(re.sub(_whisper().ignore_patterns, "", words))
+    return corpus_text.normalise(_whisper().standardize_spellings(re.sub(_whisper().ignore_patterns, "", words)))
 
 
 @functools.cache
@@ -246,6 +249,23 @@ def _grammar(language: str, engine: str, **flags: bool) -> Callable[[str], str]:
     return written
 
 
+class _Simplified(dict[int, str]):
+    """wetext's simplified form of each character, asked for when it is first met: the grammar knows single characters only."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _grammar("zh", "wetext", traditional_to_simple=True)(chr(code))
+        return self[code]
+
+
+_SIMPLIFIED = _Simplified()
+
+
+@functools.cache
+def _written_out() -> list[tuple[re.Pattern[str], str]]:
+    """Whisper's contractions and titles, but "'s": "dog's" is no "dog is"."""
+    return [(re.compile(pattern), written) for pattern, written in _whisper().replacers.items() if pattern != r"'s\b"]
+
+
 def _whisper_version() -> str:
     try:
         return importlib.metadata.version("whisper-normalizer")
@@ -262,7 +282,7 @@ def _whisper() -> Any:
 
 
 _STEPS = {
-    "fair": (fair, _joined_letters, _read_among_chinese, _fair_chinese, _fair_latin, g2p_numbers),
+    "fair": (fair, _joined_letters, _read_among_chinese, _fair_chinese, _fair_latin, _number_words, _Simplified, _written_out, g2p_numbers),
     "page": (_page, _grammar, grammars),
     "speechio": (_speechio, _grammar, grammars),
     "openasr": (normalise, units),

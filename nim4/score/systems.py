@@ -6,8 +6,9 @@ The record is one JSON object:
 - `systems`, in the order given: `name`, `file`, `sha256`, `unknown` (ids without a reference), `broken` (lines that could not be read), `rates` (for
   each metric the counts and interval of record.rates, `macro`, and `versus_first`: points, low, high and p_better, null for the first), `attribution`
   (of the errors of raw text) and `attribution_of_profile` (of this profile's, null where it is raw or fair), `made_up`;
-- `utterances`: `id`, `speaker`, `set`, `ref` (as published), and for each system, in their order, `hyp`, `missing`, `error` (why there is no text), `errors` and `ref_units` by
-  metric, and `units`: reference and hypothesis as the first metric counted them, blanks between units; error_rate.align aligns them.
+- `utterances`: `id`, `speaker`, `set`, `ref` (as published), and `systems`, in their order: `hyp`, `missing`, `error` (why there is no text),
+  `errors` and `ref_units` by metric, and `units`: reference and hypothesis as the first metric counted them, blanks between units;
+  error_rate.align aligns them.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ from nim4.score.made_up import OVERLAP, made_up
 from nim4.score.normalising import AT_ONCE, normalised, score_normalised
 from nim4.score.record import rates
 from nim4.stage import file_hash, git_commit
+
+Scored = Sequence[Sequence[ScoredUtterance]]  # by system and reference
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,10 @@ def compare(refs: Sequence[Reference], sets: Mapping[str, str], systems: Sequenc
     with _clock() as attribute_s:
         chinese = {ref.id: any(map(is_han, ref.text)) for ref in refs}
         raw = [_attribution(refs, system.hyps, chinese, "raw", None, settings.jobs) for system in systems]
-        own = [None] * len(systems)
+        own: list[dict[str, int] | None] = [None] * len(systems)
         if settings.profile not in ("raw", "fair"):
-            own = [
-                _attribution(normal_refs, hyps, chinese, settings.profile, utts, settings.jobs)
-                for hyps, utts in zip(normal_hyps, scored["MER"], strict=True)
-            ]
+            both = zip(normal_hyps, scored["MER"], strict=True)
+            own = [_attribution(normal_refs, hyps, chinese, settings.profile, utts, settings.jobs) for hyps, utts in both]
     return {
         "profile": settings.profile,
         "profile_hash": profiles.profile_hash(settings.profile, settings.engine),
@@ -97,9 +98,7 @@ def _clock() -> Iterator[list[float]]:
     seconds.append(round(time.perf_counter() - started_s, 3))
 
 
-def _rates(
-    settings: Settings, index: int, scored: Mapping[str, Sequence[Sequence[ScoredUtterance]]], sets: Mapping[str, str], system: System
-) -> dict[str, Any]:
+def _rates(settings: Settings, index: int, scored: Mapping[str, Scored], sets: Mapping[str, str], system: System) -> dict[str, Any]:
     """Of one system, by metric."""
     found = {}
     for metric in settings.metrics:
@@ -115,7 +114,7 @@ def _rates(
 
 
 def macro(utts: Sequence[ScoredUtterance], sets: Mapping[str, str]) -> dict[str, Any]:
-    """The mean of the rates of sets, where every utterance has one, else of speakers, else of utterances; groups without a reference unit are left out."""
+    """The mean of the rates of sets, if every utterance has one, else of speakers, else of utterances; groups without a unit are left out."""
     speakers = {utt.id: utt.speaker for utt in utts if utt.speaker}
     if all(utt.id in sets for utt in utts):
         over, group_of = "set", sets
@@ -172,7 +171,7 @@ def _utterances(
     sets: Mapping[str, str],
     systems: Sequence[System],
     metrics: Sequence[str],
-    scored: Mapping[str, Sequence[Sequence[ScoredUtterance]]],
+    scored: Mapping[str, Scored],
 ) -> Iterator[dict[str, Any]]:
     for i, ref in enumerate(refs):
         rows = []
