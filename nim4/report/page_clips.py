@@ -13,7 +13,7 @@ CAPPED = ">100"  # how the page shows a rate above 100
 
 
 def rescored(path: Path) -> list[dict[str, Any]]:
-    """One row per clip and system: what the page reports, what `page` and `fair` count in the text it shows, and in the restored text if there is one.
+    """One row per clip and system: what the page reports, what `page` counts in the text it shows and in the restored one, and what `fair` does.
 
     Raises RecipeError when the file is not one of reported clips.
     """

@@ -92,9 +92,8 @@ def profile_hash(profile: str, engine: str = "wetext") -> str:
     if profile not in ("phones", "plain"):
         parts = [*_STEPS[profile], *((error_rate.merge_compounds,) if profile in _MERGES else ())]
         definition += "".join(inspect.getsource(part) for part in parts) + repr(made_with(profile, engine))
-        definition += repr(
-            [value for name, value in sorted(globals().items()) if re.fullmatch(r"_[A-Z_]+", name) and name not in ("_STEPS", "_SIMPLIFIED")]
-        )
+        rules = (value for name, value in sorted(globals().items()) if re.fullmatch(r"_[A-Z_]+", name) and name not in ("_STEPS", "_SIMPLIFIED"))
+        definition += repr([getattr(rule, "pattern", rule) for rule in rules])
     return hashlib.sha256(definition.encode()).hexdigest()[:12]
 
 
