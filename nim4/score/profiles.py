@@ -48,7 +48,8 @@ _LONE_NUMBER = re.compile(rf"(?<![^\W{HAN}])(?<!\d[.,:/]){_NUMBER}(?![^\W{HAN}])
 _LETTER_NUMBER = re.compile(r"(?<=[a-z])-(?=\d)")
 _FILLERS_ZH = re.compile("[呃啊]")  # as WeTextProcessing's grammar has them
 _IS_IT = re.compile(r"\b(it|he|she|that|what|there|here|who|where|how|when|why)'s\b")
-_MIXED = re.compile(r"((?<!\S)(?=\S*[a-z])(?=\S*\d)\S+)")  # words of letters and digits, such as a4l, which Whisper's normaliser would split
+# What Whisper's normaliser must not see as numbers: words of letters and digits, such as a4l, which it would split, and the letter o.
+_MIXED = re.compile(r"((?<!\S)(?:(?=\S*[a-z])(?=\S*\d)\S+|o(?!\S)))")
 _CURRENCIES = {"$": "dollars", "£": "pounds", "€": "euros", "¢": "cents"}
 _AMOUNT = re.compile(r"([$£€¢])(\d[\d.]*)")
 _MAY_READ = re.compile(r"[^A-Za-z\s',?!.]|\.(?=\s*\S)")  # what the English grammar could read otherwise than it stands
