@@ -47,11 +47,13 @@ def test_two_systems_side_by_side(score):
     assert (bad["insertions"], bad["deletions"], bad["substitutions"]) == (3, 3, 2)
     assert (bad["missing"], bad["missing_absent"], bad["ref_units"]) == (1, 1, 12)
     assert bad["versus_first"]["points"] == pytest.approx(100 * 8 / 12, abs=1e-3)
-    assert bad["macro"]["over"] == "set" and bad["macro"]["rates"] == {"one": 37.5, "two": 125.0}
+    assert bad["macro"]["over"] == "set"
+    assert bad["macro"]["rates"] == {"one": 37.5, "two": 125.0}
     assert record["systems"][1]["unknown"] == ["x"]
     shares = record["systems"][1]["made_up"]
     assert (shares["non_speech_text"]["k"], shares["non_speech_text"]["n"]) == (1, 1)
-    assert record["systems"][0]["attribution"]["number"] > 0 and record["systems"][0]["attribution"]["punctuation"] == 2
+    assert record["systems"][0]["attribution"]["number"] > 0
+    assert record["systems"][0]["attribution"]["punctuation"] == 2
     assert record["systems"][1]["attribution"]["missing"] == 2
     assert record["utterances"][1]["systems"][1] == {
         "hyp": None,
@@ -84,7 +86,8 @@ def test_the_second_run_takes_normalised_texts_from_the_cache(score, tmp_path):
     (tmp_path / "out.json").unlink()
     (tmp_path / "cache" / "normalised.sqlite").write_bytes(b"not a database" * 100)
     done, record = score(REFS, "a\t打开22度\n", options=["--profile", "page"])
-    assert record is None and "expected a cache that can be read and written" in done.stderr
+    assert record is None
+    assert "expected a cache that can be read and written" in done.stderr
 
 
 def test_json_lines_of_stage_11_are_read(score):

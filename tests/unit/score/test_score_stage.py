@@ -193,7 +193,7 @@ def test_a_broken_input_ends_with_exit_code_2_and_one_line(write_set, run_stage,
 
 def test_profile_hashes_are_stable_and_differ():
     assert profile_hash("plain") == profile_hash("plain") != profile_hash("phones")
-    with pytest.raises(RecipeError, match="--profile: expected one of fair, page, .*, plain, found fancy"):
+    with pytest.raises(RecipeError, match=r"--profile: expected one of fair, page, .*, plain, found fancy"):
         profile_hash("fancy")
 
 
