@@ -157,3 +157,9 @@ def test_a_long_text_is_read_in_pieces():
     assert "第两个" in normal
     assert not re.search(r"\d", normal)
     assert form("我" * 5000 + "2个", "fair")[-2:] == ["两", "个"]
+
+
+@pytest.mark.parametrize("text", ["第2个", "A4L 很好", "呃，这儿的花儿有2,000朵", "臺灣", "I'm here on the 21st", "1,234 items"])
+def test_both_engines_write_the_same(text):
+    pytest.importorskip("tn", reason="WeTextProcessing is optional")
+    assert profiles.normalise(text, "page", engine="WeTextProcessing") == profiles.normalise(text, "page")

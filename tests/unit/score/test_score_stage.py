@@ -209,3 +209,13 @@ def test_records_are_json_without_nan(write_set, run_stage, make_hyp, three, tmp
     text = (tmp_path / "12_score" / "records.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text
     assert all(json.loads(line) for line in text.splitlines())
+
+
+def test_a_profile_decides_what_counts_as_the_same(write_set, run_stage, make_ref, make_hyp):
+    write_set("offline", "test", [make_ref("u1", "a b", "第2个dog cart")], [make_hyp("u1", "a b", "第二个dogcart")])
+    rates = {}
+    for profile in ("fair", "plain", "page"):
+        (record,) = [row for row in run_stage("--profile", profile) if row["metric"] == "MER"]
+        assert (record["profile"], record["profile_hash"]) == (profile, profile_hash(profile))
+        rates[profile] = record["errors"], record["ref_units"]
+    assert rates == {"fair": (0, 5), "plain": (3, 5), "page": (3, 5)}
