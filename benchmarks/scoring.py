@@ -24,28 +24,6 @@ from nim4.score.normalising import normalised, score_normalised
 
 CHARS = "今天气很好我们去公园玩吧上海北京语音识别系统时间安全配置表现还不错主动刹车道偏离"
 WORDS = ["the", "a", "of", "and", "to", "in", "she", "turn", "on", "light", "music", "hello", "world", "apple", "watch", "seven", "please", "call"]
-    "the",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "she",
-    "turn",
-    "on",
-    "light",
-    "music",
-    "hello",
-    "world",
-    "apple",
-    "watch",
-    "seven",
-    "please",
-    "call",
-    "mister",
-    "smith",
-    "tomorrow",
-]
 NUM_SYSTEMS = 3
 
 
