@@ -16,7 +16,7 @@ from nim4.config import RecipeError
 
 ENGINES = ("wetext", "WeTextProcessing")
 INSTALL = {"wetext": "pip install wetext==0.1.8", "WeTextProcessing": "pip install WeTextProcessing==1.2.0"}
-MAX_CHARS = 200  # of a piece that a grammar sees: its time grows with the square of the length
+MAX_CHARS = 300  # of a piece that a grammar sees: its time grows with the square of the length
 
 
 def cache_folder() -> Path:
@@ -55,13 +55,15 @@ def reader(language: str, engine: str = "wetext", **flags: bool) -> Callable[[st
 
 
 def in_pieces(text: str, read: Callable[[str], str]) -> str:
-    """`read` of a text of any length: it sees at most MAX_CHARS at once, cut behind a blank or a mark where there is one."""
-    done = ""
-    while len(text) > MAX_CHARS:
-        cut = next((i + 1 for i in range(MAX_CHARS - 1, MAX_CHARS // 2, -1) if not text[i].isalnum()), MAX_CHARS)
-        done += read(text[:cut]) + (" " if text[cut - 1].isspace() else "")
-        text = text[cut:]
-    return done + read(text)
+    """`read` of a text of any length: it sees at most MAX_CHARS at once, cut behind a blank or mark, else a character, and in no number if it can."""
+    done, start = "", 0
+    while len(text) - start > MAX_CHARS:
+        late = range(start + MAX_CHARS, start + MAX_CHARS // 2, -1)  # places of the next piece's first character
+        free = [i for i in late if not text[i].isdigit() and not text[i - 1].isdigit()]
+        end = next((i for i in free if not text[i - 1].isalnum()), next(iter(free), start + MAX_CHARS))
+        done += read(text[start:end]) + (" " if text[end - 1].isspace() else "")
+        start = end
+    return done + read(text[start:])
 
 
 def _wetext(language: str, flags: dict[str, bool]) -> Callable[[str], str]:

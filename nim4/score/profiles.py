@@ -34,15 +34,15 @@ from nim4.score import error_rate
 log = logging.getLogger("nim4")
 PROFILES = ("fair", "page", "speechio", "openasr", "raw", "plain")
 LADDER = ("punctuation", "script", "filler", "number", "letters", "compound")  # of `fair`, in the order in which errors are attributed to them
-_GRAMMAR = {"page": True, "speechio": True}  # profiles whose grammars --engine chooses
+_GRAMMAR = ("page", "speechio")  # profiles whose grammars --engine chooses
 _MERGES = ("fair", "openasr")  # profiles that take "dogcart" for "dog cart"
 _FLAGS = {"remove_erhua": True, "remove_interjections": True, "traditional_to_simple": True, "full_to_half": True, "remove_puncts": True}
 
-_LATIN_WORDS = re.compile(r"[^\W\d_]")
+_LETTER = re.compile(r"[^\W\d_]")
 _SINGLE = corpus_text._IS_SINGLE.pattern  # private there: a change of that file would change the hashes of all records
 _UNITS = re.compile(rf"{_SINGLE}|[^\s{_SINGLE[1:-1]}]+")
 _DIGIT = re.compile(r"\d")
-_NUMBER = r"[$£€¥]?\d+(?:[.,:/]\d+)*[%‰℃℉]?"
+_NUMBER = r"(?:(?<![a-z\d-])-)?[$£€¥]?\d+(?:[.,:/+=-]\d+)*[%‰℃℉]?"
 # A number that no letter touches; where it stands decides in which language it is read.
 _LONE_NUMBER = re.compile(rf"(?<![^\W{HAN}])(?<!\d[.,:/]){_NUMBER}(?![^\W{HAN}])")
 _LETTER_NUMBER = re.compile(r"(?<=[a-z])-(?=\d)")
@@ -63,15 +63,11 @@ def check(profile: str, engine: str) -> None:
     if engine != "wetext" and profile not in _GRAMMAR:
         fix = "leave --engine out"
         raise RecipeError(f"--engine {engine}", expected=f"profile {' or '.join(_GRAMMAR)}", found=f"profile {profile}", fix=fix)
-    for package in made_with(profile, engine):
-        if package not in grammars.ENGINES:
-            _whisper_version()
-        else:
-            grammars.version(package)
+    made_with(profile, engine)
 
 
 def made_with(profile: str, engine: str = "wetext") -> dict[str, str]:
-    """The packages, with versions, whose rules decide a profile's texts."""
+    """The packages, with versions, whose rules decide a profile's texts. Raises RecipeError when one is missing."""
     if profile in ("plain", "raw", "phones"):
         return {}
     engines = {} if profile == "openasr" else {engine: grammars.version(engine)}
@@ -131,7 +127,7 @@ def units(text: str, metric: str, profile: str) -> list[str]:
 
 
 def _raw(text: str) -> str:
-    """NFKC and lower case, with blanks around each mark that stands between no two letters or digits."""
+    """NFKC and lower case, with blanks around each mark, but for those inside a word or number: don't, dog-cart, 3.5, 10:30."""
     text = unicodedata.normalize("NFKC", text).lower()
     spaced = ""
     for i, char in enumerate(text):
@@ -170,7 +166,7 @@ def _read_among_chinese(text: str, chinese: bool) -> str:
     if not _DIGIT.search(text):
         return text
     text = text.replace("°c", "℃")  # NFKC has taken it apart
-    alone = chinese and not _LATIN_WORDS.search(text)
+    alone = chinese and not _LETTER.search(text)
 
     def read(number: re.Match[str]) -> str:
         before, after = text[: number.start()].rstrip(" ,.-"), text[number.end() :].lstrip(" ,.-")
@@ -282,7 +278,19 @@ def _whisper() -> Any:
 
 
 _STEPS = {
-    "fair": (fair, _joined_letters, _read_among_chinese, _fair_chinese, _fair_latin, _number_words, _Simplified, _written_out, g2p_numbers),
+    "fair": (
+        fair,
+        _joined_letters,
+        _read_among_chinese,
+        _fair_chinese,
+        _fair_latin,
+        _number_words,
+        _Simplified,
+        _written_out,
+        _grammar,
+        grammars,
+        g2p_numbers,
+    ),
     "page": (_page, _grammar, grammars),
     "speechio": (_speechio, _grammar, grammars),
     "openasr": (normalise, units),

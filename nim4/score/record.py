@@ -17,6 +17,7 @@ from nim4.score import bootstrap
 from nim4.score.decoded import DecodedSet, checked_rows
 from nim4.score.error_rate import ScoredUtterance
 from nim4.score.latency import Latency, real_time_factor, streaming_latency
+from nim4.score.made_up import made_up
 from nim4.score.profiles import profile_hash, profile_of
 from nim4.score.punctuation import punctuation_scores
 from nim4.stage import git_commit, write_jsonl
@@ -65,6 +66,7 @@ def make_record(decoded: DecodedSet, metric: str, scored: Sequence[ScoredUtteran
         **rates(metric, scored, profile_of(metric, profile), f"{decoded.config}/{decoded.test_set}"),
         **_speed(decoded),
         "punctuation": None if metric == "PER" else _punctuation(decoded),
+        "made_up": made_up(scored) if metric == "MER" else None,
         "commit": decoded.done["commit"],
         "score_commit": git_commit(),
         "model": decoded.done["model"],
