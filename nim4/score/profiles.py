@@ -45,6 +45,7 @@ _DIGIT = re.compile(r"\d")
 _NUMBER = r"(?:(?<![a-z\d-])-)?[$£€¥]?\d+(?:[.,:/+=-]\d+)*[%‰℃℉]?"
 # A number that no letter touches; where it stands decides in which language it is read.
 _LONE_NUMBER = re.compile(rf"(?<![^\W{HAN}])(?<!\d[.,:/]){_NUMBER}(?![^\W{HAN}])")
+_BESIDE = 8  # characters on each side of a number that are looked at
 _LETTER_NUMBER = re.compile(r"(?<=[a-z])-(?=\d)")
 _FILLERS_ZH = re.compile("[呃啊]")  # as WeTextProcessing's grammar has them
 _IS_IT = re.compile(r"\b(it|he|she|that|what|there|here|who|where|how|when|why)'s\b")
@@ -169,13 +170,12 @@ def _read_among_chinese(text: str, chinese: bool) -> str:
     alone = chinese and not _LETTER.search(text)
 
     def read(number: re.Match[str]) -> str:
-        before, after = text[: number.start()].rstrip(" ,.-"), text[number.end() :].lstrip(" ,.-")
-        beside = before[-1:], after[:1]
+        before, after = text[max(0, number.start() - _BESIDE) : number.start()], text[number.end() : number.end() + _BESIDE]
+        beside = before.rstrip(" ,.-")[-1:], after.lstrip(" ,.-")[:1]
         if not alone and not any(char and corpus_text.is_han(char) for char in beside):
             return number[0]
         # The grammar sees the neighbours that touch, to tell 2个 from 2号; they stay as they are.
-        left = re.search(rf"[{HAN}]{{0,4}}$", text[: number.start()])[0]
-        right = re.match(rf"[{HAN}]{{0,4}}", text[number.end() :])[0]
+        left, right = re.search(rf"[{HAN}]{{0,4}}$", before)[0], re.match(rf"[{HAN}]{{0,4}}", after)[0]
         spoken = g2p_numbers.read_chinese(left + number[0] + right)
         kept = spoken.startswith(left) and spoken.endswith(right)
         return spoken[len(left) : len(spoken) - len(right)] if kept else g2p_numbers.read_chinese(number[0])
