@@ -83,8 +83,7 @@ def read_recording(path: Path) -> np.ndarray:
         raise RecipeError(path, expected=expected, found="no such file", fix=fix)
     try:
         try:
-            channels = lhotse.Recording.from_file(path).resample(SAMPLING_RATE_HZ).load_audio()
-            samples = channels[0] if len(channels) == 1 else channels.mean(0)
+            samples = lhotse.Recording.from_file(path).resample(SAMPLING_RATE_HZ).load_audio().mean(0)
         except (AudioLoadingError, DurationMismatchError, soundfile.SoundFileError) as error:
             if not ffmpeg.installed():
                 fix = "correct the path, convert the file to WAV, or install ffmpeg"

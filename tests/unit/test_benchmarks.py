@@ -466,6 +466,26 @@ def real_speech(tmp_path_factory):
     return folder / "clips.jsonl.gz"
 
 
+def test_a_long_recording(benchmark_tables, talkative, real_speech):
+    options = ["--model", talkative, "--manifest", real_speech, "--hours"]
+    (record,) = benchmark_tables("long_recording", *options, 0.01)
+    values = {row["measure"]: row["value"] for row in record["rows"]}
+    assert values["exit code"] == 0
+    assert 36 <= values["audio s"] < 60
+    assert values["segments"] > 5
+    assert 0 < values["memory quarter 1 mb"] <= values["memory peak mb"]
+    with pytest.raises(RecipeError, match="a number above 0"):
+        benchmark_tables("long_recording", *options, 0)
+
+
+def test_a_long_recording_that_is_not_heard_is_told(load_module, monkeypatch, benchmark_tables, talkative, real_speech):
+    module = load_module("long_recording")
+    monkeypatch.setattr(module, "transcribe", lambda *_: (2, 1.0, [1.0] * 4, ""))
+    monkeypatch.setattr(sys, "argv", ["benchmarks/long_recording.py", "--manifest", str(real_speech), "--hours", "0.005"])
+    with pytest.raises(RecipeError, match=r"exit code 0, found 0\.0 s, 2"):
+        module.main()
+
+
 @pytest.fixture
 def load_test(load, monkeypatch, tmp_path, talkative, real_speech):
     """Runs the load test with a real server; returns its record."""
