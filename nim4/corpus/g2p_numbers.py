@@ -21,6 +21,8 @@ _DIGITS_ZH = "零一二三四五六七八九"
 # A stretch of Chinese text around digits: what wetext needs to see to tell 2个 (两个) from 2号 (二号).
 _STRETCH = re.compile(rf"[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*\d[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*")
 ENGLISH_NUMBER = re.compile(r"[$£€¥]?\d+(?:[.:/]\d+)*[%℃℉]?")
+# Longer ones with 000 in them the grammar joins with "and" in odd places.
+_WHOLE_EN = re.compile("[0-9]{1,9}|(?!.*000)[0-9]{10,15}")
 _ENGLISH_WORDS = re.compile(r"[a-z]+(?:[ '-][a-z]+)*")
 # What changes how the grammar reads numbers near it: ranges, what is about so much, ends of telephone numbers.
 _NOT_PLAIN = re.compile(rf"到|约|人均|尾号|(?<!\d)%|[^\d%{HAN}]")
@@ -29,6 +31,7 @@ _PLAIN = re.compile(r"(\d+)(%?)")
 _HOTLINES = "110|111|112|114|119|120|122|10010|10086|12110|12306|12315|12320|12328|12333|12345|12366|95(?:1[12]0|188|500|511|533|555|566|588|59[89])"
 _ONLY_HOTLINES = re.compile(f"(?:{_HOTLINES})+")
 _LONGER_UNITS = "公小平微摄立纳年"  # 2小时 is 两小时, though 小 alone is no unit
+_SCALES_EN = ("", "thousand", "million", "billion", "trillion")
 _DIGITS_EN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _TEENS_EN = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
@@ -68,6 +71,7 @@ def read_chinese(text: str) -> str:
     return _STRETCH.sub(lambda match: _read_stretch(match[0]), text)
 
 
+@functools.lru_cache(NUM_REMEMBERED)
 def _read_stretch(stretch: str) -> str:
     stretch = re.sub(r"第(\d+)", lambda match: "第" + cardinal_zh(match[1]), stretch)
     if not re.search(r"\d", stretch):
@@ -115,8 +119,8 @@ def _one_by_one(digits: str) -> str:
 
 def read_english(number: str) -> list[str]:
     """The English words of a number such as "175", "3.5", "50%", "$35", "21st", "1990s"; of digits wetext cannot read, one by one."""
-    if re.fullmatch(r"0|[1-9]\d{0,2}", number):
-        return _below_1000_en(int(number))
+    if _WHOLE_EN.fullmatch(number):
+        return _whole_en(number)
     decade = re.fullmatch(r"(\d*0)s", number)
     spoken = (_speak(decade[1] if decade else number, "en") or "").lower().strip()
     if not _ENGLISH_WORDS.fullmatch(spoken):
@@ -127,13 +131,40 @@ def read_english(number: str) -> list[str]:
     return words
 
 
-def _below_1000_en(number: int) -> list[str]:
-    """As wetext reads it, in microseconds."""
-    hundreds, rest = divmod(number, 100)
-    spoken = [_DIGITS_EN[hundreds], "hundred", *(["and"] if rest else [])] if hundreds else []
-    if rest >= 20:
-        return [*spoken, _TENS_EN[rest // 10 - 2], *([_DIGITS_EN[rest % 10]] if rest % 10 else [])]
-    return [*spoken, *([(*_DIGITS_EN, *_TEENS_EN)[rest]] if rest or not hundreds else [])]
+def _whole_en(digits: str) -> list[str]:
+    """A whole number of at most 15 digits as wetext reads it, in microseconds (a property test compares both)."""
+    number = int(digits)
+    zeros = len(digits) - len(str(number))
+    if zeros or len(digits) != 4 or number >= 3000 or number == 2000:
+        return ["oh"] * zeros + _cardinal_en(number)
+    hundreds, rest = divmod(number, 100)  # a year
+    if 2000 < number < 2010:
+        return ["two", "thousand", _DIGITS_EN[rest]]
+    return _below_100_en(hundreds) + (["hundred"] if not rest else ["zero", _DIGITS_EN[rest]] if rest < 10 else _below_100_en(rest))
+
+
+def _cardinal_en(number: int) -> list[str]:
+    groups = []
+    while number or not groups:
+        number, group = divmod(number, 1000)
+        groups.append(group)
+    spoken: list[str] = []
+    for place in range(len(groups) - 1, -1, -1):
+        hundreds, rest = divmod(groups[place], 100)
+        if hundreds:
+            spoken += [_DIGITS_EN[hundreds], "hundred"]
+        if rest or len(groups) == 1 and not hundreds:
+            joins = place == 0 and (hundreds or (len(groups) > 1 and groups[1]))  # two million ninety three
+            spoken += (["and"] if joins else []) + _below_100_en(rest)
+        if place and groups[place]:
+            spoken.append(_SCALES_EN[place])
+    return spoken
+
+
+def _below_100_en(number: int) -> list[str]:
+    if number < 20:
+        return [(*_DIGITS_EN, *_TEENS_EN)[number]]
+    return [_TENS_EN[number // 10 - 2], *([_DIGITS_EN[number % 10]] if number % 10 else [])]
 
 
 def read_in_word(digits: str, language: str) -> list[str]:

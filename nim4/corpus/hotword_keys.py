@@ -17,7 +17,7 @@ from operator import itemgetter
 from nim4.corpus.g2p import Lexicon, Reading, han_readings
 from nim4.corpus.g2p_en import Phones, dictionary
 from nim4.corpus.g2p_numbers import read_chinese
-from nim4.corpus.text import HAN, fold, is_han
+from nim4.corpus.text import HAN, fold, has_han, is_han
 from nim4.corpus.units import UNKNOWN, PhonemeInventory, syllable_phones
 
 MAX_KEYS = 8  # per name; the likeliest
@@ -29,6 +29,7 @@ _CHILD = frozenset("女婴幼孤宠胎孩托健患弃侄育少产生")
 _DIGITS = "零一二三四五六七八九"
 _SINGLY = str.maketrans("0123456789", _DIGITS)
 _WORD = re.compile("[A-Za-z]+")
+_DIGIT, _TWO_DIGITS, _THREE_DIGITS = re.compile(r"\d"), re.compile(r"\d{2}"), re.compile(r"\d{3}")
 _CHANGING = re.compile("[一不儿]")
 _CHINESE = re.compile(f"[0-9]*[{HAN}][{HAN}0-9]*")
 
@@ -47,10 +48,9 @@ class KeyMaker:
         text = fold(name)
         if _CHINESE.fullmatch(text):  # most names: the same as below, but quick
             return _likeliest([_han_options(list(self._reader.read_han(spoken))) for spoken in _spoken(text)])
-        ways = [_options(self._reader.read(variant)) for variant in _variants(text)]
-        if re.search(r"\d", text) and not any(map(is_han, text)):
-            ways += [_options(self._mandarin.read(variant)) for variant in _variants(text)]
-        return _likeliest(ways)
+        readers = [self._reader, self._mandarin] if _DIGIT.search(text) and not has_han(text) else [self._reader]
+        variants = [fold(variant) for variant in _variants(text)]
+        return _likeliest([_options(reader.read_folded(variant)) for reader in readers for variant in variants])
 
 
 def parse_pronunciations(written: str, inventory: PhonemeInventory) -> list[Phones]:
@@ -92,18 +92,19 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[Phones]:
     return sorted(found, key=lambda phones: found[phones])[:MAX_KEYS]
 
 
-def _options(readings: Sequence[Reading]) -> list[list[Option]]:
+def _options(readings: Iterable[Reading]) -> list[list[Option]]:
     """What each syllable or word of a text may be."""
     found: list[list[Option]] = []
     han: list[Reading] = []
     for reading in readings:
-        if all(map(is_han, reading.word)) and len(reading.phones) == 2 * len(reading.word):
+        if not reading.word.isascii() and all(map(is_han, reading.word)) and len(reading.phones) == 2 * len(reading.word):
             han.append(reading)
             continue
-        found += _han_options(han)
-        han = []
+        if han:
+            found += _han_options(han)
+            han = []
         found.append([(reading.phones, 0)])
-    return found + _han_options(han)
+    return found + _han_options(han) if han else found
 
 
 def _han_options(words: Sequence[Reading]) -> list[list[Option]]:
@@ -144,19 +145,16 @@ def _changed_tone(char: str, following: str) -> tuple[Phones, ...]:
 
 def _variants(text: str) -> list[str]:
     """The text, and the text with its capitals and digits written as they may also be read."""
-    variants = [text]
-    spelled = _WORD.sub(lambda match: _spell(match[0]), text)
-    spoken = _WORD.sub(lambda match: match[0].lower() if match[0].isupper() and 2 < len(match[0]) <= MAX_SPELLED_LETTERS else match[0], text)
-    variants += [spelled, spoken]
-    if re.search(r"\d{2}", text):
-        if any(map(is_han, text)):
-            singly = [re.sub(r"\d", lambda match: _DIGITS[int(match[0])], variant) for variant in variants]
-            if re.search(r"\d{3}", text):  # of shorter numbers nobody reads 1 as yao1
-                singly += [variant.replace("一", "幺") for variant in singly if "1" in text]
+    variants = dict.fromkeys([text, _WORD.sub(_spell, text), _WORD.sub(_unspell, text)])
+    if _TWO_DIGITS.search(text):
+        if has_han(text):
+            singly = [_DIGIT.sub(lambda match: _DIGITS[int(match[0])], variant) for variant in variants]
+            if "1" in text and _THREE_DIGITS.search(text):  # of shorter numbers nobody reads 1 as yao1
+                singly += [variant.replace("一", "幺") for variant in singly]
         else:
-            singly = [re.sub(r"\d", lambda match: f" {match[0]} ", variant) for variant in variants]
-        variants += singly
-    return list(dict.fromkeys(variants))
+            singly = [_DIGIT.sub(r" \g<0> ", variant) for variant in variants]
+        variants |= dict.fromkeys(singly)
+    return list(variants)
 
 
 def _spoken(text: str) -> list[str]:
@@ -171,7 +169,14 @@ def _spoken(text: str) -> list[str]:
     return spoken
 
 
-def _spell(word: str) -> str:
+def _spell(match: re.Match[str]) -> str:
     """The letters of a word that may be an abbreviation, with blanks between them; any other word as it is."""
+    word = match[0]
     short = 1 < len(word) <= (MAX_SPELLED_LETTERS if word.isupper() else MAX_SPELLED_UNKNOWN)
     return f" {' '.join(word)} " if short and (word.isupper() or word.lower() not in dictionary()) else word
+
+
+def _unspell(match: re.Match[str]) -> str:
+    """An abbreviation in small letters, so that it is read as a word; any other word as it is."""
+    word = match[0]
+    return word.lower() if word.isupper() and 2 < len(word) <= MAX_SPELLED_LETTERS else word

@@ -27,6 +27,11 @@ def is_han(char: str) -> bool:
     return _IS_HAN.fullmatch(char) is not None
 
 
+def has_han(text: str) -> bool:
+    """True when one of the characters is Chinese."""
+    return not text.isascii() and _IS_HAN.search(text) is not None
+
+
 def stands_alone(char: str) -> bool:
     """True for a character that is a unit by itself: Han, kana, Bopomofo."""
     return _IS_SINGLE.fullmatch(char) is not None
@@ -37,6 +42,9 @@ def fold(text: str) -> str:
 
     A full-width comma between digits is a comma of the sentence, so thousands are joined before NFKC makes the two alike.
     """
+    if text.isascii():
+        text = text.replace("`", "'")
+        return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if "," in text else text
     text = _INVISIBLE.sub("", text.translate(_STRAIGHTEN))
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
@@ -48,6 +56,8 @@ def split_tokens(text: str) -> list[str]:
     An apostrophe stays between two letters and after a digit ("o'brien's", "90's"), a point between two digits ("3.5"). Letters and digits that touch
     are one word ("a4l"). A hyphen separates.
     """
+    if text.isascii() and text.isalnum():
+        return [text.lower()]
     text = unicodedata.normalize("NFKC", fold(text).lower())
     tokens: list[str] = []
     word = ""
