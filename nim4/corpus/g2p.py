@@ -118,6 +118,14 @@ class Lexicon:
 
     def read_folded(self, folded: str) -> Iterator[Reading]:
         """As `read`, of a text that `fold` has been through; neither remembered nor counted."""
+        for piece in self.pieces(folded):
+            if isinstance(piece, str):
+                yield from self.read_han(piece)
+            else:
+                yield piece
+
+    def pieces(self, folded: str) -> Iterator[Reading | str]:
+        """As `read_folded`, with Chinese characters still to be read, in runs."""
         if not folded.isascii():
             folded = folded.replace("°C", "℃").replace("°F", "℉")
             folded = _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), folded)
@@ -129,7 +137,7 @@ class Lexicon:
         spelled = _spelled_runs(pieces)
         for i, (kind, piece) in enumerate(pieces):
             if kind == "han":
-                yield from self.read_han(piece)
+                yield piece
             elif kind == "dotted":
                 yield from (Reading(letter.lower(), LETTER_NAMES[letter.lower()], "letters") for letter in piece if letter != ".")
             elif kind == "latin":
@@ -195,14 +203,14 @@ class Lexicon:
         how = next((how for how in ("letter-to-sound", "spelled") if any(reading.how == how for reading in readings)), "parts")
         return Reading(word, tuple(phone for reading in readings for phone in reading.phones), how)
 
-    def _read_symbol(self, char: str, language: str) -> Iterator[Reading]:
-        """A character that is no Chinese or Latin letter: silent if it is punctuation, else spoken or unknown."""
+    def _read_symbol(self, char: str, language: str) -> Iterator[Reading | str]:
+        """A character that is no Chinese or Latin letter: silent if it is punctuation, else spoken, perhaps in Han, or unknown."""
         if char in self._own:
             yield Reading(char, self._own[char], "pronunciations")
         elif char in _SPOKEN_SYMBOLS:
             in_chinese, in_english = _SPOKEN_SYMBOLS[char]
             spoken = in_chinese if language == "zh" else in_english
-            yield from self.read_han(spoken) if is_han(spoken[0]) else [self._read_english(spoken, False)]
+            yield spoken if is_han(spoken[0]) else self._read_english(spoken, False)
         elif unicodedata.category(char) in _UNREADABLE and char not in _SILENT_SYMBOLS:
             yield Reading(char, (UNKNOWN,), "unk")
 
