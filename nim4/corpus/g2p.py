@@ -167,7 +167,7 @@ class Lexicon:
 
     def _read_latin(self, token: str, language: str, case_counts: bool, by_letter: bool) -> Iterator[Reading]:
         """A Latin word, a number of English text, or letters and digits that touch."""
-        word = normalise(token)
+        word = token.lower() if token.isascii() and token.isalnum() else normalise(token)
         plain = token
         if not token.isascii():
             plain = "".join(char for char in unicodedata.normalize("NFKD", token.translate(_EXTRA_LATIN)) if not unicodedata.combining(char))
@@ -324,7 +324,7 @@ def _phrases() -> WordList:
 
 def split_phrases(run: str) -> list[tuple[str, bool]]:
     """Cuts Chinese characters into the phrases of the dictionary and what is between them: (piece, is a phrase)."""
-    return list(_phrases().split(run))
+    return _phrases().split(run)
 
 
 @functools.cache

@@ -194,12 +194,12 @@ def _variants(text: str) -> list[str]:
 
 def _spoken(text: str) -> list[str]:
     """Chinese text, its digits as they may be said: the variants of the text, read."""
-    if not re.search("[0-9]", text):
+    if not _DIGIT.search(text):
         return [text]
     spoken = [read_chinese(text)]
-    if re.search("[0-9]{2}", text):
+    if _TWO_DIGITS.search(text):
         spoken.append(text.translate(_SINGLY))
-        if "1" in text and re.search("[0-9]{3}", text):
+        if "1" in text and _THREE_DIGITS.search(text):
             spoken.append(spoken[1].replace("一", "幺"))
     return spoken
 

@@ -66,10 +66,11 @@ class LetterToSound:
         width = max(map(len, sides))
         self._sides = np.array([[numbers[phone] for phone in side] + [0] * (width - len(side)) for side in sides], np.uint8)
         # The graphones of each letter side stand together: row `first letter`, column `second letter`, 0 for none.
-        self._letters = {letter: number for number, letter in enumerate(sorted(set("".join(letters))), 1)}
-        self._ranges = np.zeros((len(self._letters) + 1, len(self._letters) + 1, 2), np.int64)
+        used = "".join(sorted(set("".join(letters))))
+        self._letters = bytes(used.find(chr(code)) + 1 for code in range(256))
+        self._ranges = np.zeros((len(used) + 1, len(used) + 1, 2), np.int64)
         for side, group in itertools.groupby(range(END + 1, len(letters)), key=lambda graphone: letters[graphone]):
-            own, (one, two) = list(group), [*(self._letters[letter] for letter in side), 0][:MAX_LETTERS]
+            own, (one, two) = list(group), [*(used.index(letter) + 1 for letter in side), 0][:MAX_LETTERS]
             self._ranges[one, two] = own[0], own[-1] + 1
         self._tree = np.zeros(len(symbol) + 1, NODE)  # one more, so that the children of every node end where those of the next begin
         self._tree["first"] = first
@@ -96,7 +97,7 @@ class LetterToSound:
             word: e.g. "paddington".
             beam: partial readings kept after each letter.
         """
-        letters = np.fromiter((self._letters.get(letter, 0) for letter in word), np.int64, len(word))
+        letters = np.frombuffer(word.encode("ascii", "replace").translate(self._letters), np.uint8)
         found = np.empty(len(word) * self._sides.shape[1], np.uint8)
         size = _read(letters, self._ranges, self._sides, self._tree, self._shape, beam, found)
         return [self._phone_names[number - 1] for number in found[:size].tolist()]
