@@ -119,10 +119,7 @@ class Lexicon:
     def read_folded(self, folded: str) -> Iterator[Reading]:
         """As `read`, of a text that `fold` has been through; neither remembered nor counted."""
         for piece in self.pieces(folded):
-            if isinstance(piece, str):
-                yield from self.read_han(piece)
-            else:
-                yield piece
+            yield from self.read_han(piece) if isinstance(piece, str) else (piece,)
 
     def pieces(self, folded: str) -> Iterator[Reading | str]:
         """As `read_folded`, with Chinese characters still to be read, in runs."""
@@ -143,12 +140,11 @@ class Lexicon:
             elif kind == "latin":
                 by_letter = i in spelled or (is_chinese and len(piece) == 1)
                 token = (piece, language, case_counts, by_letter)
-                readings = self._read_tokens.get(token)
-                if readings is None:
+                if token not in self._read_tokens:
                     if len(self._read_tokens) >= MAX_CACHED_TEXTS:
                         self._read_tokens.clear()
-                    readings = self._read_tokens[token] = tuple(self._read_latin(*token))
-                yield from readings
+                    self._read_tokens[token] = tuple(self._read_latin(*token))
+                yield from self._read_tokens[token]
             elif kind == "other":
                 yield from self._read_symbol(piece, language)
 

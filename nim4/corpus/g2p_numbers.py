@@ -167,7 +167,7 @@ def _cardinal_en(number: int) -> list[str]:
         hundreds, rest = divmod(groups[place], 100)
         if hundreds:
             spoken += [_DIGITS_EN[hundreds], "hundred"]
-        if rest or len(groups) == 1 and not hundreds:
+        if rest or (len(groups) == 1 and not hundreds):
             joins = place == 0 and (hundreds or (len(groups) > 1 and groups[1]))  # two million ninety three
             spoken += (["and"] if joins else []) + _below_100_en(rest)
         if place and groups[place]:

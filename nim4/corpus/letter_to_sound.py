@@ -258,9 +258,9 @@ def _read(word, ranges, sides, tree, shape, beam, found):
         counts[here], cheapest[here] = 0, NO_LIMIT
     here, chosen = word.size % 3, -1
     for entry in range(counts[here]):
-        if costs[here, entry] <= least and costs[here, entry] + _end_cost(tree, nodes[here, entry]) == least:
-            if chosen < 0 or _is_before(phones[here, entry], phones[here, chosen]):
-                chosen = entry
+        is_best = costs[here, entry] <= least and costs[here, entry] + _end_cost(tree, nodes[here, entry]) == least
+        if is_best and (chosen < 0 or _is_before(phones[here, entry], phones[here, chosen])):
+            chosen = entry
     if chosen < 0:
         return 0
     found[: ends[here, chosen]] = phones[here, chosen, : ends[here, chosen]]
