@@ -160,6 +160,77 @@ def _end_cost(tree, node):
 
 
 @jit
+def _price(tree, node, so_far, limit, low, high, step, reached):
+    """Writes what readings with this context cost with each of the graphones `low` to `high` behind them, and where they then are.
+
+    The longest context that knows a graphone decides. -1 for those that cost more than `limit`.
+    """
+    left = high - low
+    for graphone in range(left):
+        step[graphone] = -1
+    while so_far <= limit:
+        child = _child(tree, node, low) if node > 0 else low - tree[1].symbol + 1
+        while child < tree[node + 1].first and tree[child].symbol < high:
+            graphone = tree[child].symbol - low
+            if step[graphone] < 0:
+                step[graphone], reached[graphone], left = so_far + tree[child].cost, tree[child].context, left - 1
+            child += 1
+        if node == 0 or left == 0:
+            break
+        so_far, node = so_far + tree[node].backoff, tree[node].shorter
+
+
+@jit
+def _choose(costs, phones, best):
+    """Writes the best entries of a table in their order, as many as `best` takes, and returns how many there are."""
+    num_best = 0
+    for entry in range(costs.size):
+        at = num_best
+        while at > 0 and (
+            costs[entry] < costs[best[at - 1]] or (costs[entry] == costs[best[at - 1]] and _is_before(phones[entry], phones[best[at - 1]]))
+        ):
+            at -= 1
+        if at < best.size:
+            num_best = min(num_best + 1, best.size)
+            for j in range(num_best - 1, at, -1):
+                best[j] = best[j - 1]
+            best[at] = entry
+    return num_best
+
+
+@jit
+def _find_twins(histories, recent, best, twin, is_twin):
+    """Writes for each of the best entries the first one before it with the same recent graphones, or -1, and whether it is of such a pair."""
+    for a in range(best.size):
+        twin[a], is_twin[a] = -1, False
+        for b in range(a):
+            if (histories[best[a]] & recent) == (histories[best[b]] & recent):
+                twin[a], is_twin[a], is_twin[b] = b, True, True
+                break
+
+
+@jit
+def _insert(rising, value):
+    """Puts a value at its place among rising ones, of which the last goes."""
+    at = rising.size - 1
+    while at > 0 and rising[at - 1] > value:
+        rising[at] = rising[at - 1]
+        at -= 1
+    rising[at] = min(value, rising[at])
+
+
+@jit
+def _cheapest_whole(tree, costs, nodes, phones, least):
+    """The entry of whole words that costs `least` with its end, the first by its phones; -1 when there is none."""
+    chosen = -1
+    for entry in range(costs.size):
+        is_least = costs[entry] <= least and costs[entry] + _end_cost(tree, nodes[entry]) == least
+        if is_least and (chosen < 0 or _is_before(phones[entry], phones[chosen])):
+            chosen = entry
+    return chosen
+
+
+@jit
 def _read(word, ranges, sides, tree, shape, beam, found):
     """Writes the likeliest phones of a word and returns how many they are.
 
@@ -180,25 +251,9 @@ def _read(word, ranges, sides, tree, shape, beam, found):
     start = _child(tree, 0, START)
     nodes[0, 0] = tree[start].context if start < tree[1].first and tree[start].symbol == START else 0
     for i in range(word.size):
-        here, num_best = i % 3, 0
-        for entry in range(counts[here]):  # the best entries, by insertion
-            at = num_best
-            while at > 0 and (
-                costs[here, entry] < costs[here, best[at - 1]]
-                or (costs[here, entry] == costs[here, best[at - 1]] and _is_before(phones[here, entry], phones[here, best[at - 1]]))
-            ):
-                at -= 1
-            if at < beam:
-                num_best = min(num_best + 1, beam)
-                for j in range(num_best - 1, at, -1):
-                    best[j] = best[j - 1]
-                best[at] = entry
-        for a in range(num_best):
-            twin[a], is_twin[a] = -1, False
-            for b in range(a):
-                if (histories[here, best[a]] & recent) == (histories[here, best[b]] & recent):
-                    twin[a], is_twin[a], is_twin[b] = b, True, True
-                    break
+        here = i % 3
+        num_best = _choose(costs[here, : counts[here]], phones[here], best)
+        _find_twins(histories[here], recent, best[:num_best], twin, is_twin)
         for a in range(num_best):
             parent = best[a]
             for length in range(1, min(MAX_LETTERS, word.size - i) + 1):
@@ -209,20 +264,7 @@ def _read(word, ranges, sides, tree, shape, beam, found):
                     limit = least if is_last else cheapest[to, beam - 1]
                 if low == high or word[i] == 0 or word[i + length - 1] == 0 or costs[here, parent] > limit:
                     continue
-                # what each graphone costs here: the longest context that knows it decides
-                left, at, so_far = high - low, nodes[here, parent], costs[here, parent]
-                for graphone in range(left):
-                    step[graphone] = -1
-                while so_far <= limit:
-                    child = _child(tree, at, low) if at > 0 else low - tree[1].symbol + 1
-                    while child < tree[at + 1].first and tree[child].symbol < high:
-                        graphone = tree[child].symbol - low
-                        if step[graphone] < 0:
-                            step[graphone], reached[graphone], left = so_far + tree[child].cost, tree[child].context, left - 1
-                        child += 1
-                    if at == 0 or left == 0:
-                        break
-                    so_far, at = so_far + tree[at].backoff, tree[at].shorter
+                _price(tree, nodes[here, parent], costs[here, parent], limit, low, high, step, reached)
                 begins[a, length] = counts[to]
                 for graphone in range(high - low):
                     own = step[graphone]
@@ -238,29 +280,21 @@ def _read(word, ranges, sides, tree, shape, beam, found):
                     end = ends[here, parent]
                     for j in range(end):
                         phones[to, entry, j] = phones[here, parent, j]
-                    for j in range(sides.shape[1]):
-                        if sides[low + graphone, j] > 0:
-                            phones[to, entry, end] = sides[low + graphone, j]
-                            end += 1
+                    for phone in sides[low + graphone]:
+                        phones[to, entry, end] = phone
+                        end += phone > 0
                     phones[to, entry, end], ends[to, entry] = 0, end
                     costs[to, entry], nodes[to, entry] = own, reached[graphone]
                     histories[to, entry] = (histories[here, parent] << bits | (low + graphone)) & whole
                     if is_last:
                         least = min(least, own + _end_cost(tree, nodes[to, entry]))
                     elif twin[a] < 0:
-                        at = beam - 1
-                        while at > 0 and cheapest[to, at - 1] > own:
-                            cheapest[to, at] = cheapest[to, at - 1]
-                            at -= 1
-                        cheapest[to, at] = min(own, cheapest[to, at])
+                        _insert(cheapest[to], own)
                     if not is_twin[a]:
                         limit = least if is_last else cheapest[to, beam - 1]
         counts[here], cheapest[here] = 0, NO_LIMIT
-    here, chosen = word.size % 3, -1
-    for entry in range(counts[here]):
-        is_best = costs[here, entry] <= least and costs[here, entry] + _end_cost(tree, nodes[here, entry]) == least
-        if is_best and (chosen < 0 or _is_before(phones[here, entry], phones[here, chosen])):
-            chosen = entry
+    here = word.size % 3
+    chosen = _cheapest_whole(tree, costs[here, : counts[here]], nodes[here], phones[here], least)
     if chosen < 0:
         return 0
     found[: ends[here, chosen]] = phones[here, chosen, : ends[here, chosen]]
