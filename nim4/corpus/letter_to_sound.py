@@ -220,6 +220,18 @@ def _insert(rising, value):
 
 
 @jit
+def _extend(phones, end, side, longer):
+    """Writes the phones of a reading, one more graphone's and a 0 behind them; returns where the 0 is."""
+    for place in range(end):
+        longer[place] = phones[place]
+    for phone in side:
+        longer[end] = phone
+        end += phone > 0
+    longer[end] = 0
+    return end
+
+
+@jit
 def _cheapest_whole(tree, costs, nodes, phones, least):
     """The entry of whole words that costs `least` with its end, the first by its phones; -1 when there is none."""
     chosen = -1
@@ -254,14 +266,11 @@ def _read(word, ranges, sides, tree, shape, beam, found):
         here = i % 3
         num_best = _choose(costs[here, : counts[here]], phones[here], best)
         _find_twins(histories[here], recent, best[:num_best], twin, is_twin)
-        for a in range(num_best):
-            parent = best[a]
+        for a, parent in enumerate(best[:num_best]):
             for length in range(1, min(MAX_LETTERS, word.size - i) + 1):
                 low, high = ranges[word[i], word[i + 1] if length == 2 else 0]
                 to, is_last = (i + length) % 3, i + length == word.size
-                limit = NO_LIMIT
-                if not is_twin[a]:
-                    limit = least if is_last else cheapest[to, beam - 1]
+                limit = NO_LIMIT if is_twin[a] else least if is_last else cheapest[to, beam - 1]
                 if low == high or word[i] == 0 or word[i + length - 1] == 0 or costs[here, parent] > limit:
                     continue
                 _price(tree, nodes[here, parent], costs[here, parent], limit, low, high, step, reached)
@@ -277,21 +286,14 @@ def _read(word, ranges, sides, tree, shape, beam, found):
                             continue
                     else:
                         counts[to] += 1
-                    end = ends[here, parent]
-                    for j in range(end):
-                        phones[to, entry, j] = phones[here, parent, j]
-                    for phone in sides[low + graphone]:
-                        phones[to, entry, end] = phone
-                        end += phone > 0
-                    phones[to, entry, end], ends[to, entry] = 0, end
+                    ends[to, entry] = _extend(phones[here, parent], ends[here, parent], sides[low + graphone], phones[to, entry])
                     costs[to, entry], nodes[to, entry] = own, reached[graphone]
                     histories[to, entry] = (histories[here, parent] << bits | (low + graphone)) & whole
                     if is_last:
                         least = min(least, own + _end_cost(tree, nodes[to, entry]))
                     elif twin[a] < 0:
                         _insert(cheapest[to], own)
-                    if not is_twin[a]:
-                        limit = least if is_last else cheapest[to, beam - 1]
+                    limit = NO_LIMIT if is_twin[a] else least if is_last else cheapest[to, beam - 1]
         counts[here], cheapest[here] = 0, NO_LIMIT
     here = word.size % 3
     chosen = _cheapest_whole(tree, costs[here, : counts[here]], nodes[here], phones[here], least)
