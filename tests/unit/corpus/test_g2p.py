@@ -337,7 +337,7 @@ def test_broken_letter_to_sound_model(tmp_path):
 def test_heavy_libraries_are_loaded_when_needed():
     code = (
         "import sys; from nim4.corpus.g2p import Lexicon; lexicon = Lexicon(); assert 'pypinyin' not in sys.modules;"
-        "lexicon.phones('银行 bank'); assert 'pypinyin' in sys.modules and 'wetext' not in sys.modules and 'torch' not in sys.modules"
+        "lexicon.phones('银行 bank'); assert 'pypinyin' in sys.modules and not {'wetext', 'numba', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=LEXICON_DIR.parents[2])
 
