@@ -6,8 +6,9 @@ Thread CPU time of single queries: 100 phones of running text with one name in t
 edit distance, measured on at most 20,000 keys and scaled.
 Memory is what a fresh process holds more after loading and 200 queries. Names: --names FILE, or made ones: 2 to 6 syllables, each as frequent
 as in the running text. That is the transcripts of egs/mini's Mandarin speaker. The second table is of names of at least 6 phones, alone in
-an index; `short` is all others, in an index of everything. `add 1000` is until names that were never seen are found, with 9,000 added ones there
-already, 10 batches a round, p50 and p99 over these; errors are assumptions, see benchmarks/hotword_errors.py.
+an index; `short` is all others, in an index of everything. `add 1000` is until names that were never seen are found, `remove 1000` until they
+are not, with none and with 9,000 other added names there (the index of all names only: its size has no part in it), 10 batches a round, p50 and
+p99 over these. `unseen word`: one that no dictionary has. Errors are assumptions, see benchmarks/hotword_errors.py.
 """
 
 import argparse
@@ -49,6 +50,7 @@ ERRORS = ((0.0, 0.0, 0.0), (0.03, 0.005, 0.005), (0.06, 0.01, 0.01), (0.10, 0.02
 NUM_PHONES, CHUNK = 100, 8
 LONG = 6  # phones of a name whose errors are forgiven
 BATCHES = 10  # of names that are added, in each round
+SYLLABLES = ["".join(pair) for pair in itertools.product([*"bdfgklmnprstvwz", "ch", "sh", "st", "tr"], [*"aeiou", "ai", "ee", "oo"])]
 IDENTITY = np.arange(256, dtype=np.uint8)
 STREETS = [
     "".join(parts)
@@ -61,9 +63,19 @@ NEW_NAMES: dict[str, Callable[[np.random.Generator], str]] = {
     ),
     "two numbers": lambda rng: f"{rng.choice(STREETS)[:3]}{rng.integers(1, 99_999)}号院{rng.integers(1, 99)}号楼",
     "Latin": lambda rng: f"{rng.choice(WORDS)} {rng.choice(WORDS)} {rng.choice(WORDS)}",
+    "Latin, unseen word": lambda rng: f"{unseen_word(rng)} {rng.choice(WORDS)}",
     "Latin and number": lambda rng: f"{rng.choice(WORDS)} {rng.choice(WORDS)} {rng.integers(1, 1000)}",
+    "digits": lambda rng: str(rng.integers(100, 10**7)),
 }
 WORDS = [word for word in dictionary() if word.isalpha() and 3 < len(word) < 9][::20]
+
+
+def unseen_word(rng: np.random.Generator) -> str:
+    """A word of two or three made syllables that the dictionary lacks."""
+    while True:
+        word = "".join(rng.choice(SYLLABLES, rng.integers(2, 4))) + rng.choice(["", "n", "s", "ton", "ley", "x"])
+        if word not in dictionary():
+            return word
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -194,20 +206,19 @@ class Bench:
             rounds["exact"].append(timed_us(utterances, index.search))
             rounds["lattice"].append(timed_us(networks, index.search_lattice))
             rounds["stream"].append(streamed(index, long))
-        changes = self.changes(index)
+        changes = self.changes(index) if num_names == len(keep) else {}
         rows = [self._row(num_names, "trie", way, times, build_s + save_s, load_ms, resident_mb) for way, times in rounds.items()]
         rows += [self._row(num_names, "trie", way, times, None, None, None) for way, times in changes.items()]
         return rows + self.others(names, num_names, utterances)
 
     def changes(self, index: HotwordIndex) -> dict[str, list[np.ndarray]]:
-        """Thread CPU time until 1,000 names that were never seen are found, with 9,000 added ones already there; and until they are gone.
-
-        Chinese names, those with numbers of many kinds, and Latin ones with and without numbers; some batches of each in every round.
-        """
-        rng = np.random.default_rng(SEED + index.state.base.num_names)
-        index.add([f"{text}{end}" for text in STREETS[:4500] for end in "甲乙"])
+        """Thread CPU time until 1,000 names of a kind that were never seen are found, and until they are gone; batches of each in every round."""
+        rng = np.random.default_rng(SEED)
+        there = [f"{text}{end}" for text in STREETS[:4500] for end in "甲乙"]
         times: dict[str, list[np.ndarray]] = {}
-        for _, (kind, named) in itertools.product(range(self.args.rounds), NEW_NAMES.items()):
+        for num_there, _, (kind, named) in itertools.product((0, len(there)), range(self.args.rounds), NEW_NAMES.items()):
+            if num_there and there[0] not in index:
+                index.add(there)
             added, removed = [], []
             for _ in range(BATCHES):
                 new = list(dict.fromkeys(named(rng) for _ in range(1200)))[:1000]
@@ -218,8 +229,8 @@ class Bench:
                 index.remove(new)
                 added.append(1e6 * (added_s - started_s))
                 removed.append(1e6 * (time.thread_time() - added_s))
-            times.setdefault(f"add 1000, {kind}", []).append(np.array(added))
-            times.setdefault("remove 1000", []).append(np.array(removed))
+            times.setdefault(f"add 1000 to {num_there:,}: {kind}", []).append(np.array(added))
+            times.setdefault(f"remove 1000 of {num_there + 1000:,}", []).append(np.array(removed))
         return times
 
     def delta(self) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nim4.config import RecipeError
 from nim4.corpus import g2p_numbers
 from nim4.corpus.g2p_en import LETTER_NAMES, LEXICON_DIR, Phones, read_word, spell
-from nim4.corpus.text import HAN, fold, is_han, normalise, split_tokens
+from nim4.corpus.text import HAN, fold, has_han, is_han, normalise, split_tokens
 from nim4.corpus.units import UNKNOWN, PhonemeInventory, syllable_phones
 from nim4.corpus.word_list import WordList
 from nim4.stage import atomic_write
@@ -29,6 +29,11 @@ _LATIN = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"
 _LATIN_OR_NUMBER = rf"(?:[{_LATIN}\d]|(?<=[{_LATIN}\d])'(?=[{_LATIN}])|(?<=\d)\.(?=\d))+"
 _DOTTED = rf"(?<![{_LATIN}\d.])[A-Za-z](?:\.[A-Za-z])+(?![{_LATIN}\d])\.?"  # a.m., U.S.A.
 _PIECES = re.compile(rf"(?P<dotted>{_DOTTED})|(?P<latin>{_LATIN_OR_NUMBER})|(?P<han>[{HAN}]+)|(?P<space>\s+)|(?P<other>.)", re.DOTALL)
+_WORDS = re.compile(rf"(?P<dotted>{_DOTTED})|(?P<latin>{_LATIN_OR_NUMBER})")
+_LETTER, _DIGIT, _OTHER_DIGIT = re.compile(f"[{_LATIN}]"), re.compile(r"\d"), re.compile(r"[^\D0-9]")
+_HAN_AND_BLANKS = re.compile(f"[{HAN} ]+")
+_ENGLISH_NUMBER = re.compile(r"\d+(st|nd|rd|th)|\d+0s")
+_PLAIN_WORD = re.compile("[A-Za-z0-9'.]+")
 _PARTS_OF_WORD = re.compile(r"[A-Za-z']+|[\d.]+")
 _EXTRA_LATIN = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"})
 _SPOKEN_SYMBOLS = {"&": ("and", "and"), "@": ("at", "at"), "+": ("加", "plus"), "=": ("等于", "equals")}  # in Chinese text, in English text
@@ -39,8 +44,7 @@ MIN_PHRASES, MIN_PHRASE_SHARE = 2, 0.01  # ours: of a further reading; archaic o
 _UNREADABLE = ("Ll", "Lu", "Lt", "Lm", "Lo", "Nl", "No", "Nd", "Sm", "Sc", "So", "Co", "Cn")  # categories that stand for something spoken
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """A word, its phones, and where they are from: dictionary | letters | spelled | parts | letter-to-sound | pronunciations | unk."""
 
     word: str
@@ -84,10 +88,9 @@ class Lexicon:
         """The words of `text` with everything known about them; counted in `met` and `unknown` at each call."""
         readings = self._read.get(text)
         if readings is None:
-            readings = tuple(self._read_text(text))
+            readings = tuple(self.read_folded(fold(text)))
             if len(self._read) >= MAX_CACHED_TEXTS:
                 self._read.clear()
-                self._read_tokens.clear()
             self._read[text] = readings
         for reading in readings:
             if reading.how == "unk":
@@ -113,24 +116,33 @@ class Lexicon:
         """((word, how it was read), count), the most frequent first."""
         return sorted(self.unknown.items(), key=lambda item: (-item[1], item[0]))[:num]
 
-    def _read_text(self, text: str) -> Iterator[Reading]:
-        folded = fold(text).replace("°C", "℃").replace("°F", "℉")
-        folded = re.sub(r"\d", lambda match: str(unicodedata.decimal(match[0])), folded)  # digits of other scripts
-        has_han = any(map(is_han, folded))
-        language = self.language if self.language != "zh-en" else "zh" if has_han else "en"
+    def read_folded(self, folded: str) -> Iterator[Reading]:
+        """As `read`, of a text that `fold` has been through; neither remembered nor counted."""
+        for piece in self.pieces(folded):
+            yield from self.read_han(piece) if isinstance(piece, str) else (piece,)
+
+    def pieces(self, folded: str) -> Iterator[Reading | str]:
+        """As `read_folded`, with Chinese characters still to be read, in runs."""
+        if not folded.isascii():
+            folded = folded.replace("°C", "℃").replace("°F", "℉")
+            folded = _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), folded)
+        is_chinese = has_han(folded)
+        language = self.language if self.language != "zh-en" else "zh" if is_chinese else "en"
         pieces = _split_pieces(folded, language)
-        latin = [piece for kind, piece in pieces if kind == "latin" and re.search(f"[{_LATIN}]", piece)]
-        case_counts = has_han or len(latin) < 2 or any(piece != piece.upper() for piece in latin)
+        latin = [piece for kind, piece in pieces if kind == "latin" and _LETTER.search(piece)]
+        case_counts = is_chinese or len(latin) < 2 or any(piece != piece.upper() for piece in latin)
         spelled = _spelled_runs(pieces)
         for i, (kind, piece) in enumerate(pieces):
             if kind == "han":
-                yield from self.read_han(piece)
+                yield piece
             elif kind == "dotted":
                 yield from (Reading(letter.lower(), LETTER_NAMES[letter.lower()], "letters") for letter in piece if letter != ".")
             elif kind == "latin":
-                by_letter = i in spelled or (has_han and len(piece) == 1)
+                by_letter = i in spelled or (is_chinese and len(piece) == 1)
                 token = (piece, language, case_counts, by_letter)
                 if token not in self._read_tokens:
+                    if len(self._read_tokens) >= MAX_CACHED_TEXTS:
+                        self._read_tokens.clear()
                     self._read_tokens[token] = tuple(self._read_latin(*token))
                 yield from self._read_tokens[token]
             elif kind == "other":
@@ -151,17 +163,19 @@ class Lexicon:
 
     def _read_latin(self, token: str, language: str, case_counts: bool, by_letter: bool) -> Iterator[Reading]:
         """A Latin word, a number of English text, or letters and digits that touch."""
-        word = normalise(token)
-        plain = "".join(char for char in unicodedata.normalize("NFKD", token.translate(_EXTRA_LATIN)) if not unicodedata.combining(char))
+        word = token.lower() if token.isascii() and token.isalnum() else normalise(token)
+        plain = token
+        if not token.isascii():
+            plain = "".join(char for char in unicodedata.normalize("NFKD", token.translate(_EXTRA_LATIN)) if not unicodedata.combining(char))
         if word in self._own:
             yield Reading(word, self._own[word], "pronunciations")
-        elif not re.search(f"[{_LATIN}]", token) or re.fullmatch(r"\d+(st|nd|rd|th)|\d+0s", token):
+        elif not _LETTER.search(token) or _ENGLISH_NUMBER.fullmatch(token):
             yield from (self._read_english(spoken, False) for spoken in g2p_numbers.read_english(token))
-        elif not re.fullmatch("[A-Za-z0-9'.]+", plain):
+        elif not _PLAIN_WORD.fullmatch(plain):
             yield from (Reading(char.lower(), (UNKNOWN,), "unk") for char in token)
         elif by_letter and plain.lower() in LETTER_NAMES:
             yield Reading(word, spell(plain), "letters")
-        elif re.search(r"\d", plain):
+        elif _DIGIT.search(plain):
             yield self._read_mixed(word, plain, language)
         else:
             yield self._read_english(plain, case_counts, word)
@@ -185,14 +199,14 @@ class Lexicon:
         how = next((how for how in ("letter-to-sound", "spelled") if any(reading.how == how for reading in readings)), "parts")
         return Reading(word, tuple(phone for reading in readings for phone in reading.phones), how)
 
-    def _read_symbol(self, char: str, language: str) -> Iterator[Reading]:
-        """A character that is no Chinese or Latin letter: silent if it is punctuation, else spoken or unknown."""
+    def _read_symbol(self, char: str, language: str) -> Iterator[Reading | str]:
+        """A character that is no Chinese or Latin letter: silent if it is punctuation, else spoken, perhaps in Han, or unknown."""
         if char in self._own:
             yield Reading(char, self._own[char], "pronunciations")
         elif char in _SPOKEN_SYMBOLS:
             in_chinese, in_english = _SPOKEN_SYMBOLS[char]
             spoken = in_chinese if language == "zh" else in_english
-            yield from self.read_han(spoken) if is_han(spoken[0]) else [self._read_english(spoken, False)]
+            yield spoken if is_han(spoken[0]) else self._read_english(spoken, False)
         elif unicodedata.category(char) in _UNREADABLE and char not in _SILENT_SYMBOLS:
             yield Reading(char, (UNKNOWN,), "unk")
 
@@ -242,43 +256,46 @@ def load_lexicon(path: Path) -> dict[str, list[Phones]]:
 
 
 def _split_pieces(folded: str, language: str) -> list[tuple[str, str]]:
-    """(kind, piece) along the text, kind being dotted | latin | han | space | other. Numbers of Chinese text are already spoken in Han;
-    those of English text are `latin` pieces."""
+    """(kind, piece) along the text without its blanks, kind being dotted | latin | han | other. Numbers of Chinese text are already spoken in
+    Han; those of English text are `latin` pieces."""
     pieces: list[tuple[str, str]] = []
-    between = ""  # text without Latin letters since the last Latin word
+    start = 0
+    for match in _WORDS.finditer(folded):
+        if match.lastgroup == "dotted" or _LETTER.search(match[0]):
+            pieces += _between_words(folded[start : match.start()], language)
+            pieces.append((match.lastgroup or "latin", match[0]))
+            start = match.end()
+    return pieces + _between_words(folded[start:], language)
 
-    def flush() -> None:
-        nonlocal between
-        if language == "zh" and re.search(r"\d", between):
-            between = g2p_numbers.read_chinese(between)
-        start = 0
-        for number in g2p_numbers.ENGLISH_NUMBER.finditer(between):
-            pieces.extend(_kinds(between[start : number.start()]))
-            pieces.append(("latin", number[0]))
-            start = number.end()
-        pieces.extend(_kinds(between[start:]))
-        between = ""
 
-    for match in _PIECES.finditer(folded):
-        if match.lastgroup == "dotted" or (match.lastgroup == "latin" and re.search(f"[{_LATIN}]", match[0])):
-            flush()
-            pieces.append((match.lastgroup, match[0]))
-        else:
-            between += match[0]
-    flush()
-    return pieces
+def _between_words(text: str, language: str) -> list[tuple[str, str]]:
+    if not text or text.isspace():
+        return []
+    if not _DIGIT.search(text):
+        return _kinds(text)
+    if language == "zh":
+        text = g2p_numbers.read_chinese(text)
+    pieces: list[tuple[str, str]] = []
+    start = 0
+    for number in g2p_numbers.ENGLISH_NUMBER.finditer(text):
+        pieces += [*_kinds(text[start : number.start()]), ("latin", number[0])]
+        start = number.end()
+    return pieces + _kinds(text[start:])
 
 
 def _kinds(text: str) -> list[tuple[str, str]]:
-    return [(match.lastgroup or "other", match[0]) for match in _PIECES.finditer(text)]
+    if _HAN_AND_BLANKS.fullmatch(text):
+        return [("han", run) for run in text.split()]
+    return [(match.lastgroup or "other", match[0]) for match in _PIECES.finditer(text) if match.lastgroup != "space"]
 
 
 def _spelled_runs(pieces: list[tuple[str, str]]) -> set[int]:
     """Places of single letters that follow one another, as in "n l n s"; "i a" and the like are words."""
-    words = [(i, piece) for i, (kind, piece) in enumerate(pieces) if kind != "space"]
     spelled: set[int] = set()
     run: list[tuple[int, str]] = []
-    for i, piece in [*words, (-1, "")]:
+    if sum(len(piece) == 1 for _, piece in pieces) < 2:
+        return spelled
+    for i, piece in enumerate([*(piece for _, piece in pieces), ""]):
         if piece.lower() in LETTER_NAMES:
             run.append((i, piece))
             continue
@@ -303,7 +320,7 @@ def _phrases() -> WordList:
 
 def split_phrases(run: str) -> list[tuple[str, bool]]:
     """Cuts Chinese characters into the phrases of the dictionary and what is between them: (piece, is a phrase)."""
-    return list(_phrases().split(run))
+    return _phrases().split(run)
 
 
 @functools.cache

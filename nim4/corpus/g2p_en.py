@@ -7,8 +7,10 @@ import functools
 import lzma
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nim4.corpus.letter_to_sound import LetterToSound
+if TYPE_CHECKING:
+    from nim4.corpus.letter_to_sound import LetterToSound
 
 LEXICON_DIR = Path(__file__).resolve().parent / "lexicon"
 Phones = tuple[str, ...]
@@ -130,7 +132,9 @@ def dictionary() -> dict[str, str]:
 
 
 @functools.cache
-def letter_to_sound() -> LetterToSound:
+def letter_to_sound() -> "LetterToSound":
+    from nim4.corpus.letter_to_sound import LetterToSound  # numba comes with it: most texts need neither
+
     return LetterToSound.load(LEXICON_DIR / "letter_to_sound.npz")
 
 

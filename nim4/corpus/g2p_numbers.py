@@ -20,6 +20,8 @@ _DIGITS_ZH = "零一二三四五六七八九"
 # A stretch of Chinese text around digits: what wetext needs to see to tell 2个 (两个) from 2号 (二号).
 _STRETCH = re.compile(rf"[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*\d[{HAN}\d%‰℃℉:/~.+\-=$£€¥]*")
 ENGLISH_NUMBER = re.compile(r"[$£€¥]?\d+(?:[.:/]\d+)*[%℃℉]?")
+# Longer ones with 000 in them the grammar joins with "and" in odd places.
+_WHOLE_EN = re.compile("[0-9]{1,9}|(?!.*000)[0-9]{10,15}")
 _ENGLISH_WORDS = re.compile(r"[a-z]+(?:[ '-][a-z]+)*")
 # What changes how the grammar reads numbers near it: ranges, what is about so much, ends of telephone numbers.
 _NOT_PLAIN = re.compile(rf"到|约|人均|尾号|(?<!\d)%|[^\d%{HAN}]")
@@ -27,13 +29,17 @@ _PLAIN = re.compile(r"(\d+)(%?)")
 # What the grammar reads digit by digit, several in a row too; with a unit behind it is a number like any other.
 _HOTLINES = "110|111|112|114|119|120|122|10010|10086|12110|12306|12315|12320|12328|12333|12345|12366|95(?:1[12]0|188|500|511|533|555|566|588|59[89])"
 _ONLY_HOTLINES = re.compile(f"(?:{_HOTLINES})+")
-_LONGER_UNITS = "公小平微摄立纳年"  # 2小时 is 两小时, though 小 alone is no unit
+_LONGER_UNITS = frozenset("公小平微摄立纳年")  # 2小时 is 两小时, though 小 alone is no unit
+_SCALES_EN = ("", "thousand", "million", "billion", "trillion")
+_LARGE, _AROUND_YEARS = frozenset("百千万亿"), frozenset("前后内来")
+_ORDINAL, _DIGIT = re.compile(r"第(\d+)"), re.compile(r"\d")
 _DIGITS_EN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _TEENS_EN = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 _TENS_EN = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
+@functools.lru_cache(NUM_REMEMBERED)
 def cardinal_zh(digits: str) -> str:
     """A whole number in Chinese: "12" -> 十二, "2" -> 二, "105" -> 一百零五. Leading zeros or more than 12 digits: digit by digit."""
     if len(digits) > 12 or (digits[0] == "0" and digits != "0"):
@@ -67,14 +73,18 @@ def read_chinese(text: str) -> str:
     return _STRETCH.sub(lambda match: _read_stretch(match[0]), text)
 
 
+@functools.lru_cache(NUM_REMEMBERED)
 def _read_stretch(stretch: str) -> str:
-    stretch = re.sub(r"第(\d+)", lambda match: "第" + cardinal_zh(match[1]), stretch)
-    if not re.search(r"\d", stretch):
+    if "第" in stretch:
+        stretch = _ORDINAL.sub(lambda match: "第" + cardinal_zh(match[1]), stretch)
+    if not _DIGIT.search(stretch):
         return stretch
-    plain = [None] if _NOT_PLAIN.search(stretch) else [_read_plain(match) for match in _PLAIN.finditer(stretch)]
-    if None in plain:
+    if _NOT_PLAIN.search(stretch):
         return read_by_grammar(stretch)
-    return _PLAIN.sub(lambda match: plain.pop(0), stretch)
+    try:
+        return _PLAIN.sub(_read_plain, stretch)
+    except LookupError:
+        return read_by_grammar(stretch)
 
 
 def read_by_grammar(stretch: str) -> str:
@@ -82,23 +92,31 @@ def read_by_grammar(stretch: str) -> str:
     return re.sub(r"\d+", lambda match: cardinal_zh(match[0]), _speak(stretch, "zh") or stretch)
 
 
-def _read_plain(number: re.Match[str]) -> str | None:
-    """The reading of a number or percentage among Chinese characters; None where only the grammar knows it."""
-    length, digits = len(number[1]), number[1].lstrip("0")
-    zeros, following = "零" * (length - len(digits)), number.string[number.end() : number.end() + 2]
-    if length == 11 or length > 12 or (zeros and (length > 10 or number[2])):
-        return None
+def _read_plain(number: re.Match[str]) -> str:
+    """The reading of a number or percentage among Chinese characters. Raises LookupError where only the grammar knows it."""
+    written, share = number.groups()
+    digits = written.lstrip("0")
+    length, zeros = len(written), "零" * (len(written) - len(digits))
+    if length == 11 or length > 12 or (zeros and (length > 10 or share)):
+        raise LookupError(written)
     if not digits:
         return zeros
-    spoken = re.sub("^二(?=[百千万亿])", "两", cardinal_zh(digits))
-    if number[2]:
+    spoken = cardinal_zh(digits)
+    if spoken[0] == "二" and spoken[1:2] in _LARGE:
+        spoken = "两" + spoken[1:]
+    if share:
         return "百分之" + spoken
-    if following[:1] == "年" and length > (1 if zeros else 3):  # a year, but 3000年前 is a number of years
-        return _one_by_one(digits) if length == 4 and not zeros and following[1:] not in list("前后内来") else None
-    if following[:1] == "后":
-        return None
-    if digits == "2" or _ONLY_HOTLINES.fullmatch(digits):
-        return None if zeros or following[:1] in list(_LONGER_UNITS) else _read_before(digits, following[:1])
+    following = number.string[number.end() : number.end() + 1]
+    if following == "年" and length > (1 if zeros else 3):  # a year, but 3000年前 is a number of years
+        if length == 4 and not zeros and number.string[number.end() + 1 : number.end() + 2] not in _AROUND_YEARS:
+            return _one_by_one(digits)
+        raise LookupError(written)
+    if following == "后":
+        raise LookupError(written)
+    if digits == "2" or (digits[0] in "19" and _ONLY_HOTLINES.fullmatch(digits)):
+        if zeros or following in _LONGER_UNITS:
+            raise LookupError(written)
+        return _read_before(digits, following)
     return zeros + spoken
 
 
@@ -114,8 +132,8 @@ def _one_by_one(digits: str) -> str:
 
 def read_english(number: str) -> list[str]:
     """The English words of a number such as "175", "3.5", "50%", "$35", "21st", "1990s"; of digits wetext cannot read, one by one."""
-    if re.fullmatch(r"0|[1-9]\d{0,2}", number):
-        return _below_1000_en(int(number))
+    if _WHOLE_EN.fullmatch(number):
+        return _whole_en(number)
     decade = re.fullmatch(r"(\d*0)s", number)
     spoken = (_speak(decade[1] if decade else number, "en") or "").lower().strip()
     if not _ENGLISH_WORDS.fullmatch(spoken):
@@ -126,13 +144,40 @@ def read_english(number: str) -> list[str]:
     return words
 
 
-def _below_1000_en(number: int) -> list[str]:
-    """As wetext reads it, in microseconds."""
-    hundreds, rest = divmod(number, 100)
-    spoken = [_DIGITS_EN[hundreds], "hundred", *(["and"] if rest else [])] if hundreds else []
-    if rest >= 20:
-        return [*spoken, _TENS_EN[rest // 10 - 2], *([_DIGITS_EN[rest % 10]] if rest % 10 else [])]
-    return [*spoken, *([(*_DIGITS_EN, *_TEENS_EN)[rest]] if rest or not hundreds else [])]
+def _whole_en(digits: str) -> list[str]:
+    """A whole number of at most 15 digits as wetext reads it, in microseconds (a property test compares both)."""
+    number = int(digits)
+    zeros = len(digits) - len(str(number))
+    if zeros or len(digits) != 4 or number >= 3000 or number == 2000:
+        return ["oh"] * zeros + _cardinal_en(number)
+    hundreds, rest = divmod(number, 100)  # a year
+    if 2000 < number < 2010:
+        return ["two", "thousand", _DIGITS_EN[rest]]
+    return _below_100_en(hundreds) + (["hundred"] if not rest else ["zero", _DIGITS_EN[rest]] if rest < 10 else _below_100_en(rest))
+
+
+def _cardinal_en(number: int) -> list[str]:
+    groups = []
+    while number or not groups:
+        number, group = divmod(number, 1000)
+        groups.append(group)
+    spoken: list[str] = []
+    for place in range(len(groups) - 1, -1, -1):
+        hundreds, rest = divmod(groups[place], 100)
+        if hundreds:
+            spoken += [_DIGITS_EN[hundreds], "hundred"]
+        if rest or (len(groups) == 1 and not hundreds):
+            joins = place == 0 and (hundreds or (len(groups) > 1 and groups[1]))  # two million ninety three
+            spoken += (["and"] if joins else []) + _below_100_en(rest)
+        if place and groups[place]:
+            spoken.append(_SCALES_EN[place])
+    return spoken
+
+
+def _below_100_en(number: int) -> list[str]:
+    if number < 20:
+        return [(*_DIGITS_EN, *_TEENS_EN)[number]]
+    return [_TENS_EN[number // 10 - 2], *([_DIGITS_EN[number % 10]] if number % 10 else [])]
 
 
 def read_in_word(digits: str, language: str) -> list[str]:

@@ -11,14 +11,14 @@ Training labels have one reading per text; a name gets all that a speaker may ch
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import itemgetter
 
-from nim4.corpus.g2p import Lexicon, Reading, han_readings
+from nim4.corpus.g2p import Lexicon, Reading, han_readings, split_phrases
 from nim4.corpus.g2p_en import Phones, dictionary
 from nim4.corpus.g2p_numbers import read_chinese
-from nim4.corpus.text import HAN, fold, is_han
-from nim4.corpus.units import UNKNOWN, PhonemeInventory, syllable_phones
+from nim4.corpus.text import HAN, fold, has_han
+from nim4.corpus.units import PhonemeInventory, syllable_phones
 
 MAX_KEYS = 8  # per name; the likeliest
 MAX_CACHED_WORDS = 100_000
@@ -29,28 +29,34 @@ _CHILD = frozenset("女婴幼孤宠胎孩托健患弃侄育少产生")
 _DIGITS = "零一二三四五六七八九"
 _SINGLY = str.maketrans("0123456789", _DIGITS)
 _WORD = re.compile("[A-Za-z]+")
+_DIGIT, _TWO_DIGITS, _THREE_DIGITS = re.compile(r"\d"), re.compile(r"\d{2}"), re.compile(r"\d{3}")
 _CHANGING = re.compile("[一不儿]")
 _CHINESE = re.compile(f"[0-9]*[{HAN}][{HAN}0-9]*")
 
-Option = tuple[Phones, int]  # phones of one syllable or word, and how unlikely it is beside the first option
+_INVENTORY = PhonemeInventory.default()
+_UNKNOWN = bytes([PhonemeInventory.unk_id])
+
+Option = tuple[bytes, int]  # phones of one syllable or word, and how unlikely it is beside the first option
 _cost = itemgetter(1)
 
 
 class KeyMaker:
-    """Phone strings of names; remembers readings of Latin words and numbers, so that one object should do a whole list."""
+    """Phone strings of names; remembers readings of Latin words and numbers, so that one object should do a whole list.
+
+    Phones are ids of our inventory here, a byte each: names are many, and bytes are joined and compared at once.
+    """
 
     def __init__(self) -> None:
         self._reader, self._mandarin = Lexicon(), Lexicon("zh")
 
-    def keys(self, name: str) -> list[Phones]:
+    def keys(self, name: str) -> list[bytes]:
         """At most MAX_KEYS phone strings, the likeliest first; none when nobody can read the name."""
         text = fold(name)
         if _CHINESE.fullmatch(text):  # most names: the same as below, but quick
-            return _likeliest([_han_options(list(self._reader.read_han(spoken))) for spoken in _spoken(text)])
-        ways = [_options(self._reader.read(variant)) for variant in _variants(text)]
-        if re.search(r"\d", text) and not any(map(is_han, text)):
-            ways += [_options(self._mandarin.read(variant)) for variant in _variants(text)]
-        return _likeliest(ways)
+            return _likeliest([_han_options(spoken, _run_options(spoken)) for spoken in _spoken(text)])
+        readers = [self._reader, self._mandarin] if _DIGIT.search(text) and not has_han(text) else [self._reader]
+        variants = [fold(variant) for variant in _variants(text)]
+        return _likeliest([_options(reader.pieces(variant)) for reader in readers for variant in variants])
 
 
 def parse_pronunciations(written: str, inventory: PhonemeInventory) -> list[Phones]:
@@ -73,105 +79,139 @@ def parse_pronunciations(written: str, inventory: PhonemeInventory) -> list[Phon
     return readings
 
 
-def _likeliest(ways: Iterable[list[list[Option]]]) -> list[Phones]:
+def _likeliest(ways: Iterable[list[list[Option]]]) -> list[bytes]:
     """The combinations with the least sum of unlikelihood over all ways, which are themselves in order; those with an unknown phone go."""
-    found: dict[Phones, int] = {}
+    found: dict[bytes, int] = {}
     for number, way in enumerate(ways):
-        beam: list[Option] = [((), 0)]
-        sure: Phones = ()  # what all continue with
+        beam: list[Option] = [(b"", number)]
+        sure = b""  # what all continue with
         for options in way:
             if len(options) == 1:
                 sure += options[0][0]
                 continue
             longer = [(phones + sure + more, cost + extra) for phones, cost in beam for more, extra in options]
-            beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], ()
-        beam = [(phones + sure, cost) for phones, cost in beam]
+            beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], b""
         for phones, cost in beam:
-            if phones and UNKNOWN not in phones:
-                found[phones] = min(found.get(phones, cost + number), cost + number)
-    return sorted(found, key=lambda phones: found[phones])[:MAX_KEYS]
+            phones += sure
+            if phones and _UNKNOWN not in phones:
+                found[phones] = min(found.get(phones, cost), cost)
+    return sorted(found, key=found.__getitem__)[:MAX_KEYS]
 
 
-def _options(readings: Sequence[Reading]) -> list[list[Option]]:
-    """What each syllable or word of a text may be."""
+def _options(pieces: Iterable[Reading | str]) -> list[list[Option]]:
+    """What each syllable or word of a text may be; Chinese ones that follow one another change together."""
     found: list[list[Option]] = []
-    han: list[Reading] = []
-    for reading in readings:
-        if all(map(is_han, reading.word)) and len(reading.phones) == 2 * len(reading.word):
-            han.append(reading)
+    chars, han = "", []
+    for piece in pieces:
+        if isinstance(piece, str):
+            chars, han = chars + piece, han + _run_options(piece)
             continue
-        found += _han_options(han)
-        han = []
-        found.append([(reading.phones, 0)])
-    return found + _han_options(han)
+        found += _han_options(chars, han)
+        chars, han = "", []
+        found.append([(_encoded(piece.phones), 0)])
+    return found + _han_options(chars, han)
 
 
-def _han_options(words: Sequence[Reading]) -> list[list[Option]]:
-    chars = "".join([word.word for word in words])
-    found = [options for word in words for options in _word_options(word.word, word.phones, word.how)]
+def _run_options(run: str) -> list[list[Option]]:
+    """What each of the characters of a run may be, before its neighbours change it."""
+    found: list[list[Option]] = []
+    for word, is_phrase in split_phrases(run):
+        if is_phrase:
+            found += _phrase_options(word)
+        else:
+            found += map(_char_options, word)
+    return found
+
+
+def _han_options(chars: str, found: list[list[Option]]) -> list[list[Option]]:
+    """What each of these characters may be, before a neighbour that changes it or is swallowed too."""
     if not _CHANGING.search(chars):
         return found
     for place, char in enumerate(chars):
         if char in "一不" and place + 1 < len(chars):
             found[place] = found[place] + [(changed, 1) for changed in _changed_tone(char, found[place + 1][0][0][-1])]
         elif char == "儿" and place > 0 and chars[place - 1] not in _CHILD and len(chars) > 2:
-            found[place] = [*found[place], ((), 1)]
+            found[place] = [*found[place], (b"", 1)]
     return found
 
 
 @functools.lru_cache(MAX_CACHED_WORDS)
-def _word_options(word: str, phones: Phones, how: str) -> tuple[list[Option], ...]:
-    """What each character of a word may be, before its neighbours change it."""
-    if how == "unk":
-        return ([((UNKNOWN,), 0)],)
-    return tuple(_char_options(char, phones[2 * place : 2 * place + 2], len(word) == 1) for place, char in enumerate(word))
+def _phrase_options(phrase: str) -> list[list[Option]]:
+    """Readings of each character of a phrase: its own there, then the others, which the phrase speaks against, after all else."""
+    (reading,) = _lexicon().read_han(phrase)
+    phones = _encoded(reading.phones)
+    return [
+        [(own, 0), *((other, MAX_KEYS + rank) for rank, other in enumerate(_readings(char)) if other != own)]
+        for char, own in zip(phrase, (phones[place : place + 2] for place in range(0, len(phones), 2)), strict=True)
+    ]
 
 
 @functools.cache
-def _char_options(char: str, own: Phones, alone: bool) -> list[Option]:
-    """Readings of a character: its own here, then the others; those that a phrase speaks against come after all else."""
-    first = 0 if alone else MAX_KEYS
-    return [(own, 0), *((other, first + rank) for rank, other in enumerate(han_readings(char)) if other != own)]
+def _char_options(char: str) -> list[Option]:
+    """Readings of a character outside phrases; nobody can read some."""
+    (reading,) = _lexicon().read_han(char)
+    own = _encoded(reading.phones)
+    return [(own, 0), *((other, rank) for rank, other in enumerate(_readings(char)) if other != own)]
 
 
 @functools.cache
-def _changed_tone(char: str, following: str) -> tuple[Phones, ...]:
+def _lexicon() -> Lexicon:
+    return Lexicon()
+
+
+@functools.cache
+def _readings(char: str) -> list[bytes]:
+    return [_encoded(phones) for phones in han_readings(char)]
+
+
+@functools.lru_cache(MAX_CACHED_WORDS)
+def _encoded(phones: Phones) -> bytes:
+    return bytes(_INVENTORY.encode(phones))
+
+
+@functools.cache
+def _changed_tone(char: str, following: int) -> tuple[bytes, ...]:
     """一 and 不 as they sound before a syllable with this final; none where nothing changes."""
-    if char == "一" and following[-1] in "1234":
-        return (syllable_phones("yi2" if following[-1] == "4" else "yi4"),)
-    return (syllable_phones("bu2"),) if char == "不" and following[-1] == "4" else ()
+    tone = _INVENTORY.tokens[following][-1]
+    if char == "一" and tone in "1234":
+        return (_encoded(syllable_phones("yi2" if tone == "4" else "yi4")),)
+    return (_encoded(syllable_phones("bu2")),) if char == "不" and tone == "4" else ()
 
 
 def _variants(text: str) -> list[str]:
     """The text, and the text with its capitals and digits written as they may also be read."""
-    variants = [text]
-    spelled = _WORD.sub(lambda match: _spell(match[0]), text)
-    spoken = _WORD.sub(lambda match: match[0].lower() if match[0].isupper() and 2 < len(match[0]) <= MAX_SPELLED_LETTERS else match[0], text)
-    variants += [spelled, spoken]
-    if re.search(r"\d{2}", text):
-        if any(map(is_han, text)):
-            singly = [re.sub(r"\d", lambda match: _DIGITS[int(match[0])], variant) for variant in variants]
-            if re.search(r"\d{3}", text):  # of shorter numbers nobody reads 1 as yao1
-                singly += [variant.replace("一", "幺") for variant in singly if "1" in text]
+    variants = dict.fromkeys([text, _WORD.sub(_spell, text), _WORD.sub(_unspell, text)])
+    if _TWO_DIGITS.search(text):
+        if has_han(text):
+            singly = [_DIGIT.sub(lambda match: _DIGITS[int(match[0])], variant) for variant in variants]
+            if "1" in text and _THREE_DIGITS.search(text):  # of shorter numbers nobody reads 1 as yao1
+                singly += [variant.replace("一", "幺") for variant in singly]
         else:
-            singly = [re.sub(r"\d", lambda match: f" {match[0]} ", variant) for variant in variants]
-        variants += singly
-    return list(dict.fromkeys(variants))
+            singly = [_DIGIT.sub(r" \g<0> ", variant) for variant in variants]
+        variants |= dict.fromkeys(singly)
+    return list(variants)
 
 
 def _spoken(text: str) -> list[str]:
     """Chinese text, its digits as they may be said: the variants of the text, read."""
-    if not re.search("[0-9]", text):
+    if not _DIGIT.search(text):
         return [text]
     spoken = [read_chinese(text)]
-    if re.search("[0-9]{2}", text):
+    if _TWO_DIGITS.search(text):
         spoken.append(text.translate(_SINGLY))
-        if "1" in text and re.search("[0-9]{3}", text):
+        if "1" in text and _THREE_DIGITS.search(text):
             spoken.append(spoken[1].replace("一", "幺"))
     return spoken
 
 
-def _spell(word: str) -> str:
+def _spell(match: re.Match[str]) -> str:
     """The letters of a word that may be an abbreviation, with blanks between them; any other word as it is."""
+    word = match[0]
     short = 1 < len(word) <= (MAX_SPELLED_LETTERS if word.isupper() else MAX_SPELLED_UNKNOWN)
     return f" {' '.join(word)} " if short and (word.isupper() or word.lower() not in dictionary()) else word
+
+
+def _unspell(match: re.Match[str]) -> str:
+    """An abbreviation in small letters, so that it is read as a word; any other word as it is."""
+    word = match[0]
+    return word.lower() if word.isupper() and 2 < len(word) <= MAX_SPELLED_LETTERS else word

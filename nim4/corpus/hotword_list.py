@@ -182,10 +182,13 @@ def _convert(names: Sequence[Name], tokens: Sequence[str]) -> Converted:
     global _maker
     _maker = _maker or KeyMaker()
     ids = {token: number for number, token in enumerate(tokens) if not token.startswith("<")}
+    own_ids = bytes(ids.get(token, 0) for token in PhonemeInventory.default().tokens).ljust(256, b"\0")
     phones, key_lens, counts, reasons = bytearray(), [], [], []
     for name in names:
-        readings = name.pronunciations or _maker.keys(name.text)
-        known = [key for key in (_encoded(reading, ids) for reading in readings) if key is not None]
+        if name.pronunciations:
+            known = [bytes(map(ids.__getitem__, reading)) for reading in name.pronunciations if ids.keys() >= set(reading)]
+        else:
+            known = [key for key in (key.translate(own_ids) for key in _maker.keys(name.text)) if 0 not in key]
         fitting = [key for key in known if MIN_PHONES <= len(key) <= MAX_PHONES]
         for key in fitting:
             phones += key
@@ -194,14 +197,6 @@ def _convert(names: Sequence[Name], tokens: Sequence[str]) -> Converted:
         length = f"has fewer than {MIN_PHONES} or more than {MAX_PHONES} phones"
         reasons.append("" if fitting else length if known else "cannot be pronounced")
     return np.frombuffer(bytes(phones), np.uint8), np.array(key_lens, np.int64), np.array(counts, np.int64), reasons
-
-
-def _encoded(reading: Phones, ids: dict[str, int]) -> bytes | None:
-    """The ids of a reading; None when the inventory lacks one of its phones."""
-    try:
-        return bytes(map(ids.__getitem__, reading))
-    except KeyError:
-        return None
 
 
 def _name_of(line: str, columns: Sequence[str], inventory: PhonemeInventory) -> Name:

@@ -19,12 +19,18 @@ _HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uf
 _STRAIGHTEN = _APOSTROPHES | _HYPHENS | {0x200B: " "}
 # Invisible: variation selectors, joiners, soft hyphen, byte order mark, directions. Taken out before letters and accents are composed.
 _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]")
+_FOLDED = re.compile(r"[ -+\--_a-~\u4e00-\u9fff]*")  # what stays as it is: ASCII but for , and `, and most Chinese characters
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 
 def is_han(char: str) -> bool:
     """True for one Chinese character, of any Unicode extension."""
     return _IS_HAN.fullmatch(char) is not None
+
+
+def has_han(text: str) -> bool:
+    """True when one of the characters is Chinese."""
+    return not text.isascii() and _IS_HAN.search(text) is not None
 
 
 def stands_alone(char: str) -> bool:
@@ -37,6 +43,8 @@ def fold(text: str) -> str:
 
     A full-width comma between digits is a comma of the sentence, so thousands are joined before NFKC makes the two alike.
     """
+    if _FOLDED.fullmatch(text):
+        return text
     text = _INVISIBLE.sub("", text.translate(_STRAIGHTEN))
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))

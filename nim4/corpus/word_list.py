@@ -1,6 +1,6 @@
 """Cutting text into the words of a list."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 
 class WordList:
@@ -8,23 +8,28 @@ class WordList:
 
     def __init__(self, words: Iterable[str]):
         self._words = frozenset(words)
+        self._singles = frozenset(word for word in self._words if len(word) == 1)
         self._lengths: dict[str, list[int]] = {}  # first two characters -> lengths of the words that begin so, the longest first
-        for start, length in sorted({(word[:2], len(word)) for word in self._words}, key=lambda pair: -pair[1]):
+        for start, length in sorted({(word[:2], len(word)) for word in self._words - self._singles}, key=lambda pair: -pair[1]):
             self._lengths.setdefault(start, []).append(length)
 
-    def split(self, run: str) -> Iterator[tuple[str, bool]]:
+    def split(self, run: str) -> list[tuple[str, bool]]:
         """Cuts `run` into the words of the list and what is between them: (piece, is a word of the list)."""
-        lengths_of, words, start, i = self._lengths, self._words, 0, 0
+        lengths_of, words, singles, start, i = self._lengths.get, self._words, self._singles, 0, 0
+        pieces: list[tuple[str, bool]] = []
         while i < len(run):
-            for length in (*lengths_of.get(run[i : i + 2], ()), 1):
+            word = run[i] if singles and run[i] in singles else ""
+            for length in lengths_of(run[i : i + 2], ()):
                 if run[i : i + length] in words:
+                    word = run[i : i + length]
                     break
+            if word:
+                if start < i:
+                    pieces.append((run[start:i], False))
+                pieces.append((word, True))
+                start = i = i + len(word)
             else:
                 i += 1
-                continue
-            if start < i:
-                yield run[start:i], False
-            yield run[i : i + length], True
-            start = i = i + length
         if start < len(run):
-            yield run[start:], False
+            pieces.append((run[start:], False))
+        return pieces

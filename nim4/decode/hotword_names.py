@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 
@@ -51,13 +52,13 @@ class NameTable:
         pairs = np.unique(keyed.owners << 32 | key_of_row) if len(key_of_row) else np.zeros(0, np.int64)  # by name
         name_of_pair, key_of_pair = pairs >> 32, pairs & 0xFFFFFFFF
         num_names = len(keyed.names)
-        weight = np.fromiter((name.weight for name in keyed.names), np.float32, num_names)
+        weight = np.fromiter(map(attrgetter("weight"), keyed.names), np.float32, num_names)
         order = np.lexsort((-weight[name_of_pair], key_of_pair))
-        texts = [name.text.encode() for name in keyed.names]
-        hashes = np.fromiter((zlib.crc32(text) for text in texts), np.uint32, num_names)
+        texts = list(map(str.encode, map(attrgetter("text"), keyed.names)))
+        hashes = np.fromiter(map(zlib.crc32, texts), np.uint32, num_names)
         by_hash = np.argsort(hashes, kind="stable")
-        numbers: dict[tuple[str, ...], int] = {(): 0}
-        tag_set = np.fromiter((numbers.setdefault(name.tags, len(numbers)) for name in keyed.names), np.int64, num_names)
+        numbers = {tags: number for number, tags in enumerate(dict.fromkeys([(), *map(attrgetter("tags"), keyed.names)]))}
+        tag_set = np.fromiter(map(numbers.__getitem__, map(attrgetter("tags"), keyed.names)), np.int64, num_names)
         if len(numbers) > 65_535:
             raise ValueError(f"at most 65535 different combinations of tags can be kept, but there are {len(numbers)}")
         arrays = {
@@ -123,7 +124,7 @@ class NameTable:
 
     def find(self, texts: Sequence[str]) -> list[int | None]:
         """The number of each name; None where there is none."""
-        hashes = np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint32, len(texts))
+        hashes = np.fromiter(map(zlib.crc32, map(str.encode, texts)), np.uint32, len(texts))
         lows, highs = (np.searchsorted(self.arrays["text_hash"], hashes, side) for side in ("left", "right"))
         found: list[int | None] = [None] * len(texts)
         for place in np.flatnonzero(lows < highs).tolist():

@@ -1,7 +1,9 @@
 """What searches of a hotword index see at one moment, and what changes make of it; and the journal in which changes are kept."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +74,11 @@ def _delta(added: Mapping[str, Added]) -> NameTable:
 
 
 def _keyed(added: Mapping[str, Added]) -> KeyedNames:
-    entries = list(added.values())
-    keys = [key for entry in entries for key in entry.keys]
+    keys_of_each = list(map(attrgetter("keys"), added.values()))
+    keys = list(itertools.chain.from_iterable(keys_of_each))
     lens = np.fromiter(map(len, keys), np.int64, len(keys))
-    owners = np.repeat(np.arange(len(entries)), [len(entry.keys) for entry in entries]).astype(np.int64)
-    return KeyedNames([entry.name for entry in entries], np.frombuffer(b"".join(keys), np.uint8), lens, owners)
+    owners = np.repeat(np.arange(len(added)), np.fromiter(map(len, keys_of_each), np.int64, len(added)))
+    return KeyedNames(list(map(attrgetter("name"), added.values())), np.frombuffer(b"".join(keys), np.uint8), lens, owners)
 
 
 def compacted(state: State) -> NameTable:

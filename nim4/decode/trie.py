@@ -1,4 +1,4 @@
-"""A trie in sorted arrays, and the walks through it. The only door to numba.
+"""A trie in sorted arrays, and the walks through it.
 
 Nodes are numbered level by level, so that the children of a node stand side by side, in the order of their phones. Such arrays are built
 by sorting, can lie in a file that many processes map into memory, and never change. A walk looks at nothing outside them, whatever a file
@@ -8,15 +8,14 @@ says: every number that is read from them is checked before it is used.
 from dataclasses import dataclass
 from functools import cached_property
 
-import numba
 import numpy as np
 
+from nim4.corpus.machine_code import jit
 from nim4.corpus.units import ARPABET, FINALS, INITIALS, ZERO_INITIAL, PhonemeInventory
 
 NONE = 0xFFFFFFFF  # no key ends at this node
 OTHER, INITIAL, FINAL, ENGLISH = range(4)
 WORD_HORIZON, MAX_GAPS = 24, 3  # phones, no English word is longer; slots that a match may step over
-jit = numba.njit(cache=True, nogil=True)
 
 
 @dataclass(frozen=True)

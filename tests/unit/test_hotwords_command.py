@@ -15,6 +15,7 @@ import torch
 from made_corpora import write_audio
 
 from nim4 import stage
+from nim4.config import RecipeError
 from nim4.corpus.g2p import Lexicon
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.corpus.units import PhonemeInventory
@@ -186,6 +187,24 @@ def test_a_killed_compaction_leaves_the_old_index(tmp_path):
     index.compact()  # and the next one goes through
     assert index.stats()["added"] == 0
     assert names_in(index.search(said("惠新西街"))) == {"惠新西街"}
+
+
+def test_a_child_killed_while_it_compacts_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
+    index = large_index(tmp_path / "index", 300)
+    index.add(["惠新西街"])
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o755)
+    content = (tmp_path / "index" / FILE).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(killed))
+        with pytest.raises(RecipeError, match=r"expected a compaction that ends, found exit code -9\. Fix: the old index still serves"):
+            index.compact()
+    assert names_in(index.search(said("惠新西街"))) == {"惠新西街"}
+    assert (tmp_path / "index" / FILE).read_bytes() == content
+    assert names_in(HotwordIndex.load(tmp_path / "index").search(said("惠新西街"))) == {"惠新西街"}, "it is in the journal"
+    index.compact()
+    assert index.stats()["added"] == 0
 
 
 def test_eight_threads_lose_no_word_and_find_none_that_is_not_there(tmp_path):

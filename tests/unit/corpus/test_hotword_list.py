@@ -2,9 +2,14 @@
 
 import gzip
 import lzma
+import re
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from nim4.config import RecipeError
 from nim4.corpus.hotword_keys import MAX_KEYS, KeyMaker, parse_pronunciations
@@ -40,19 +45,41 @@ def maker():
     ],
 )
 def test_every_way_to_say_a_name(maker, name, readings):
-    found = [" ".join(key) for key in maker.keys(name)]
+    found = [" ".join(INVENTORY.decode(key)) for key in maker.keys(name)]
     assert set(readings) <= set(found)
     assert len(found) == len(set(found)) <= MAX_KEYS
 
 
+def test_keys_are_those_of_the_first_implementation(maker):
+    """hotword_keys.tsv has, of names of all kinds, the number of keys and a checksum of them, as commit 594372b made them from whole texts."""
+    lines = Path(__file__).with_name("hotword_keys.tsv").read_text(encoding="utf-8").splitlines()
+    changed = []
+    for name, count, checksum in (line.split("\t") for line in lines):
+        keys = [" ".join(INVENTORY.decode(key)) for key in maker.keys(name)]
+        if (len(keys), f"{zlib.crc32(' | '.join(keys).encode()):08x}") != (int(count), checksum):
+            changed.append((name, keys))
+    assert len(lines) > 100
+    assert not changed
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("惠新西街朝阳银行一不儿女二三0123456789", min_size=1, max_size=9))
+def test_the_quick_way_for_chinese_names_gives_what_the_long_one_gives(maker, name):
+    quick = maker.keys(name)
+    assume(any("\u4e00" <= char <= "\u9fff" for char in name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nim4.corpus.hotword_keys._CHINESE", re.compile("(?!)"))
+        assert maker.keys(name) == quick
+
+
 def test_the_likeliest_reading_comes_first(maker):
-    assert " ".join(maker.keys("朝阳区")[0]) == "ch ao2 0 iang2 q v1"
-    assert " ".join(maker.keys("银行")[0]) == "0 in2 h ang2"
+    assert " ".join(INVENTORY.decode(maker.keys("朝阳区")[0])) == "ch ao2 0 iang2 q v1"
+    assert " ".join(INVENTORY.decode(maker.keys("银行")[0])) == "0 in2 h ang2"
 
 
 @pytest.mark.parametrize("name", ["女儿国", "儿子", "花儿"])
 def test_a_child_is_not_swallowed_and_a_name_keeps_a_syllable(maker, name):
-    assert all("er2" in key for key in maker.keys(name))
+    assert all("er2" in INVENTORY.decode(key) for key in maker.keys(name))
 
 
 @pytest.mark.parametrize("name", ["", "！？", "㻦", "吴㻦"])
