@@ -359,7 +359,8 @@ def test_a_client_that_stops_reading_is_found_by_pings(model, sessions):
 
 
 def test_a_client_that_stops_reading_is_found_by_what_it_does_not_take(model, monkeypatch):
-    monkeypatch.setattr("nim4.serve.app.UNREAD_MS", 4000)
+    monkeypatch.setattr("nim4.serve.app.UNREAD_MS", 500)
+    monkeypatch.setattr("nim4.serve.realtime.MAX_SHARE", 1e6)  # so that the buffers are full before the kernel gives up
     update = {"type": "session.update", "session": {"hotwords": [chr(0x4E00 + number) * 50 for number in range(10)]}}
     with RunningServer(model, max_waiting=10**6, stalled_s=0.2) as server, raw_stream(server) as raw:
         with suppress(OSError):
