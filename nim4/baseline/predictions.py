@@ -1,0 +1,197 @@
+"""A baseline's texts of a whole manifest, as `python -m nim4 score --hyp` reads them.
+
+A row has `id`, `text` (to score; null beside `error`), `raw` (as the model wrote it), `error` (why there is no text, else null), `language` (that the
+model was told), `seconds` (of its work), `audio_s`, `model`, `settings` (hash of settings, code and packages), and what else the adapter tells.
+
+Rows are kept in OUT.partial as they come, and a run goes on from there; OUT appears when all clips have one, in the manifest's order.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from nim4 import stage
+from nim4.baseline.adapters import Baseline
+from nim4.baseline.clips import Clip, as_wav
+from nim4.baseline.process import Limits, Lost, Process
+from nim4.config import RecipeError
+from nim4.corpus.progress import Progress
+
+log = logging.getLogger("nim4")
+FRESH_AFTER = 5  # errors in a row after which the process is started anew: some leave a GPU in a state in which all that follows fails
+GIVE_UP_AFTER = 20  # errors in a row after which the run stops: nothing works, and going on would mark every clip
+
+Row = dict[str, Any]
+
+
+def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, limits: Limits, again: bool = False) -> list[Row]:
+    """Writes `out`, with a row for each clip, and returns the rows. A clip that fails has `error`; the run goes on.
+
+    Args:
+        python: interpreter of the baseline's environment.
+        again: whether clips with an error are tried once more.
+    Raises:
+        RecipeError: if the model cannot be loaded, nothing works, or what is there was made otherwise or by a run that still goes on.
+    """
+    partial = out.with_name(out.name + ".partial")
+    with _kept(partial, out) as file:
+        done = _read(file, out, baseline.identity(), {clip.id for clip in clips})
+        left = [clip for clip in clips if clip.id not in done or (again and done[clip.id]["error"])]
+        if left:
+            _run(baseline, python, left, file, done, out, limits)
+        rows = [done[clip.id] for clip in clips]
+        stage.write_jsonl(out, rows)
+        partial.unlink()
+    _tell(rows, out, len(left))
+    return rows
+
+
+@contextmanager
+def _kept(partial: Path, out: Path) -> Iterator[IO[str]]:
+    """The file of rows, open and ours alone; what an earlier run had finished is in it."""
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        file = open(partial, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise RecipeError(out, expected="a file that can be written", found=error, fix="correct --out") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise RecipeError(out, expected="one run at a time that makes it", found="another", fix="wait for it, or name another --out") from error
+        if partial.stat().st_size == 0 and out.is_file():
+            file.write(out.read_text(encoding="utf-8"))
+            file.flush()
+        yield file
+
+
+def _read(file: IO[str], out: Path, identity: str, ids: set[str]) -> dict[str, Row]:
+    """The rows that are there, the last of each clip. A line that a killed run left half is removed."""
+    file.seek(0)
+    content = file.read()
+    whole, newline, half = content.rpartition("\n")
+    if half:
+        file.seek(0)
+        file.truncate(len((whole + newline).encode()))
+        file.seek(0, 2)
+    done: dict[str, Row] = {}
+    for number, line in enumerate(whole.split("\n") if whole else [], 1):
+        try:
+            row = json.loads(line)
+            id, made_by, _ = row["id"], row["settings"], row["error"]
+        except (ValueError, KeyError, TypeError) as error:
+            fix = "remove that line, or the file"
+            raise RecipeError(f"{file.name}, line {number}", expected="a row of predictions", found=repr(error), fix=fix) from error
+        if made_by != identity:
+            found, fix = f"rows made with {made_by}", "name another --out, or remove it"
+            raise RecipeError(out, expected=f"rows made with these settings ({identity})", found=found, fix=fix)
+        if id not in ids:
+            raise RecipeError(out, expected="rows of this manifest", found=f"one of {id!r}", fix="name another --out for each manifest")
+        done[id] = row
+    if done:
+        log.info("%s: goes on, %d clips have a row", out, len(done))
+    return done
+
+
+def _run(baseline: Baseline, python: Path, clips: Sequence[Clip], file: IO[str], done: dict[str, Row], out: Path, limits: Limits) -> None:
+    """Adds a row for each clip to the file and to `done`."""
+    printed = out.with_name(out.name + ".log")
+    workers = [Process(baseline, python, printed) for _ in range(min(limits.jobs, len(clips)))]
+    try:
+        workers[0].load(limits.load_s)
+    except Lost as error:
+        raise RecipeError(f"baseline {baseline.name}", expected="a model that loads", found=error, fix=f"see {printed}") from error
+    free: queue.SimpleQueue[Process] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+    stop = threading.Event()
+
+    def work(clip: Clip) -> Row | None:
+        if stop.is_set():
+            return None
+        worker = free.get()
+        try:
+            return _row(baseline, worker, clip, limits)
+        finally:
+            free.put(worker)
+
+    progress = Progress(f"{baseline.name}", len(clips), "clips")
+    in_a_row = 0
+    pool = ThreadPoolExecutor(len(workers))
+    try:
+        for row in _as_they_come(pool, work, clips, 2 * len(workers)):
+            if row is None:
+                continue
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            done[row["id"]] = row
+            progress.add()
+            in_a_row = in_a_row + 1 if row["error"] and row["audio_s"] is not None else 0
+            if row["error"]:
+                log.warning("%s: %s", row["id"], row["error"])
+            if in_a_row >= GIVE_UP_AFTER:
+                fix = f"see {printed}; then the same command with --again"
+                raise RecipeError(f"baseline {baseline.name}", expected="some texts", found=f"{in_a_row} errors in a row", fix=fix)
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.stop()
+        pool.shutdown()
+        for worker in workers:
+            worker.end()
+
+
+def _as_they_come(pool: ThreadPoolExecutor, work: Any, clips: Sequence[Clip], ahead: int) -> Iterator[Row | None]:
+    """Results in the order in which they are ready; few clips wait at a time, so that a stop is quick."""
+    waiting: set[Future[Row | None]] = set()
+    for clip in clips:
+        waiting.add(pool.submit(work, clip))
+        if len(waiting) >= ahead:
+            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ready)
+    while waiting:
+        ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in ready)
+
+
+def _row(baseline: Baseline, worker: Process, clip: Clip, limits: Limits) -> Row:
+    """One clip, whatever happens to it."""
+    language = baseline.language(clip.language)
+    answer: dict[str, Any] = {}
+    audio_s = None
+    try:
+        with as_wav(clip) as (path, audio_s):
+            worker.load(limits.load_s)
+            answer = worker.transcribe(path, language, limits.clip_s)
+        worker.errors_in_a_row = worker.errors_in_a_row + 1 if "error" in answer else 0
+        if worker.errors_in_a_row >= FRESH_AFTER:
+            worker.end()
+            worker.errors_in_a_row = 0
+    except ValueError as error:
+        answer = {"error": f"no audio: {error}"}
+    except Lost as error:
+        answer = {"error": f"the baseline was lost: {error}"}
+    said = {"id": clip.id, "text": answer.pop("text", None), "raw": answer.pop("raw", None), "error": answer.pop("error", None)}
+    told = {"language": language, "seconds": answer.pop("seconds", None), "audio_s": None if audio_s is None else round(audio_s, 3)}
+    return {**answer, **said, **told, "model": baseline.settings["model"], "settings": baseline.identity()}
+
+
+def _tell(rows: Sequence[Row], out: Path, fresh: int) -> None:
+    """The end of a run in the log."""
+    failed = Counter(row["error"].partition(":")[0] for row in rows if row["error"])
+    timed = [row for row in rows if row["seconds"] is not None and row["audio_s"]]
+    seconds, audio_s = sum(row["seconds"] for row in timed), sum(row["audio_s"] for row in timed)
+    rate = f", {seconds:.0f} s of work for {audio_s:.0f} s of audio (RTF {seconds / audio_s:.3f})" if audio_s else ""
+    errors = f", {sum(failed.values())} without a text ({', '.join(f'{count} {reason}' for reason, count in failed.most_common())})" if failed else ""
+    log.info("%s: %d clips, %d of them now%s%s", out, len(rows), fresh, errors, rate)
