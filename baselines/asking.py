@@ -69,3 +69,13 @@ class Greedy:
     def generate(self, made):
         """(1, L) ids, the prompt's included."""
         return self.model.generate(**made, **self._settings["decoding"])
+
+
+def samples(path):
+    """A 16 kHz, one-channel, 16-bit WAV file as (N,) float32 in [-1, 1]."""
+    import wave
+
+    import numpy as np
+
+    with wave.open(path) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768

@@ -34,6 +34,7 @@ def add_baseline(commands: Any) -> None:
     parser.add_argument("--server", metavar="URL", help="OpenAI-like server that has the model, such as http://127.0.0.1:8000/v1; none = load it here")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of its settings.yaml; repeatable")
     parser.add_argument("--python", type=Path, help="interpreter with the baseline's packages; none = that of `install`")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many clips, spread over the manifest; 0 is all. A later run may add more")
     parser.add_argument("--timeout", type=float, default=Limits.clip_s, help="seconds for one clip")
     parser.add_argument("--load-timeout", type=float, default=Limits.load_s, help="seconds for loading the model")
     parser.add_argument("--jobs", type=int, default=Limits.jobs, help="processes; each has its own copy of the model, unless a server has it")
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from nim4.baseline.predictions import predict
     from nim4.baseline.process import Limits
 
-    for option, least in (("timeout", 0.1), ("load_timeout", 0.1), ("jobs", 1)):
+    for option, least in (("timeout", 0.1), ("load_timeout", 0.1), ("jobs", 1), ("limit", 0)):
         if not getattr(args, option) >= least:
             found = getattr(args, option)
             raise RecipeError(f"--{option.replace('_', '-')}", expected=f"at least {least}", found=found, fix="leave it out")
@@ -74,4 +75,5 @@ def run(args: argparse.Namespace) -> None:
         raise RecipeError("--out", expected="a name that ends in .jsonl", found=args.out.name, fix=f"for example {args.out.with_suffix('.jsonl')}")
     baseline = read_baseline(args.name, args.set, args.server)
     python = python_of(baseline, args.python)
-    predict(baseline, python, read_clips(args.manifest), args.out, Limits(args.timeout, args.load_timeout, args.jobs), args.again)
+    limits = Limits(args.timeout, args.load_timeout, args.jobs)
+    predict(baseline, python, read_clips(args.manifest), args.out, limits, args.limit, args.again)

@@ -3,7 +3,7 @@
 A row has `id`, `text` (to score; null beside `error`), `raw` (as the model wrote it), `error` (why there is no text, else null), `language` (that the
 model was told), `seconds` (of its work), `audio_s`, `model`, `settings` (hash of settings, code and packages), and what else the adapter tells.
 
-Rows are kept in OUT.partial as they come, and a run goes on from there; OUT appears when all clips have one, in the manifest's order.
+Rows are kept in OUT.partial as they come, and a run goes on from there; OUT appears when all wanted clips have one, in the manifest's order.
 """
 
 import errno
@@ -25,6 +25,7 @@ from nim4.baseline.clips import Clip, as_wav
 from nim4.baseline.process import Limits, Lost, Process
 from nim4.config import RecipeError
 from nim4.corpus.progress import Progress
+from nim4.corpus.table import spread
 
 log = logging.getLogger("nim4")
 FRESH_AFTER = 5  # errors in a row after which the process is started anew: some leave a GPU in a state in which all that follows fails
@@ -33,11 +34,12 @@ GIVE_UP_AFTER = 20  # errors in a row after which the run stops: nothing works, 
 Row = dict[str, Any]
 
 
-def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, limits: Limits, again: bool = False) -> list[Row]:
-    """Writes `out`, with a row for each clip, and returns the rows. A clip that fails has `error`; the run goes on.
+def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, limits: Limits, most: int = 0, again: bool = False) -> list[Row]:
+    """Writes `out`, and returns its rows. A clip that fails has `error`; the run goes on.
 
     Args:
         python: interpreter of the baseline's environment.
+        most: how many clips are wanted, spread over all; what more has a row already stays. 0 = all.
         again: whether clips with an error are tried once more.
     Raises:
         RecipeError: if the model cannot be loaded, nothing works, or what is there was made otherwise or by a run that still goes on.
@@ -45,10 +47,10 @@ def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, 
     partial = out.with_name(out.name + ".partial")
     with _kept(partial, out) as file:
         done = _read(file, out, baseline.identity(), {clip.id for clip in clips})
-        left = [clip for clip in clips if clip.id not in done or (again and done[clip.id]["error"])]
+        left = [clip for clip in spread(clips, most) if clip.id not in done or (again and done[clip.id]["error"])]
         if left:
             _run(baseline, python, left, file, done, out, limits)
-        rows = [done[clip.id] for clip in clips]
+        rows = [done[clip.id] for clip in clips if clip.id in done]
         stage.write_jsonl(out, rows)
         partial.unlink()
     _tell(rows, out, len(left))

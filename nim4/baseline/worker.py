@@ -54,7 +54,7 @@ def answered(model, clean, settings, request):
 
 
 def received(descriptor):
-    """A queue of the requests. When the parent is gone the process ends at once, even in the middle of a clip."""
+    """A queue of the requests. When the parent is gone the process ends, in the middle of a clip if the model lets Python run."""
     requests = queue.Queue()
 
     def read():
