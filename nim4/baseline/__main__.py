@@ -21,7 +21,9 @@ def add_baseline(commands: Any) -> None:
     about = "makes the environment of a baseline from its lock file"
     parser = actions.add_parser("install", description=about, help=about, formatter_class=defaults)
     parser.add_argument("name", metavar="NAME", help="a baseline of the list, or a folder, with a slash")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter to make it with, of the version that the baseline needs")
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="interpreter to make it with, of the version that the baseline needs"
+    )
     parser.set_defaults(run=install)
 
     about = """Texts of a manifest, a row for each clip. A clip that fails, or takes too long, has its error in its row, and the rest goes on. A run
@@ -31,7 +33,9 @@ def add_baseline(commands: Any) -> None:
     what = "manifest of stage 0 or 2, .jsonl.gz; or a list, .jsonl, of objects with id, audio and language"
     parser.add_argument("--manifest", type=Path, required=True, help=what)
     parser.add_argument("--out", type=Path, required=True, help="file of texts, .jsonl; beside it what the baseline prints, .log")
-    parser.add_argument("--server", metavar="URL", help="OpenAI-like server that has the model, such as http://127.0.0.1:8000/v1; none = load it here")
+    parser.add_argument(
+        "--server", metavar="URL", help="OpenAI-like server that has the model, such as http://127.0.0.1:8000/v1; none = load it here"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of its settings.yaml; repeatable")
     parser.add_argument("--python", type=Path, help="interpreter with the baseline's packages; none = that of `install`")
     parser.add_argument("--limit", type=int, default=0, help="at most so many clips, spread over the manifest; 0 is all. A later run may add more")

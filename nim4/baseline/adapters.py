@@ -53,8 +53,9 @@ class Baseline:
         """Short hash of all that decides the texts: settings, code and packages; where the server is does not."""
         settings = {key: value for key, value in self.settings.items() if key != "url"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for path in (self.adapter, self.backend or self.folder / "requirements.txt"):
-            digest.update(path.read_bytes())
+        shared = (FOLDER / "asking.py", FOLDER / "transformers.txt") if "prompt" in settings else ()
+        for path in (self.adapter, self.backend or self.folder / "requirements.txt", *shared):
+            digest.update(path.read_bytes() if path.is_file() else b"")
         return digest.hexdigest()[:12]
 
     def language(self, of_clip: str) -> str | None:
@@ -109,7 +110,7 @@ def python_of(baseline: Baseline, given: Path | None) -> Path:
         if not given.is_file():
             raise RecipeError("--python", expected="a Python interpreter", found=f"no file {given}", fix="correct the path")
         return given
-    if baseline.backend is not None or not _requirements(baseline):
+    if baseline.backend is not None or not _needs_packages(baseline):
         return Path(sys.executable)
     if not (baseline.environment / COMPLETE).is_file():
         fix = f"python -m nim4 baseline install {baseline.name}, or --python PATH of one that has its packages"
@@ -118,13 +119,13 @@ def python_of(baseline: Baseline, given: Path | None) -> Path:
 
 
 def is_installed(baseline: Baseline) -> bool:
-    return not _requirements(baseline) or (baseline.environment / COMPLETE).is_file()
+    return not _needs_packages(baseline) or (baseline.environment / COMPLETE).is_file()
 
 
-def _requirements(baseline: Baseline) -> list[str]:
+def _needs_packages(baseline: Baseline) -> bool:
     path = baseline.folder / "requirements.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [line for line in lines if line.split("#")[0].strip()]
+    return "code" in baseline.settings or any(line.split("#")[0].strip() for line in lines)
 
 
 def install(baseline: Baseline, python: Path) -> None:
@@ -140,13 +141,15 @@ def install(baseline: Baseline, python: Path) -> None:
         shutil.rmtree(environment)
     log.info("%s: making %s", baseline.name, environment)
     _step([python, "-m", "venv", environment], "room for an environment")
-    if _requirements(baseline):
-        pip = [environment / "bin" / "python", "-m", "pip", "install", "--no-input", "-r", baseline.folder / "requirements.txt"]
-        _step(pip, "packages that can be installed")
+    locks = [baseline.folder / "requirements.txt"]
     if code := baseline.settings.get("code"):
         target = environment / "code"
         _step(["git", "clone", "--quiet", code["git"], target], "the authors' code")
         _step(["git", "-C", target, "checkout", "--quiet", "--detach", code["commit"]], "that commit of the authors' code")
+        locks.append(target / "requirements.txt")
+    for lock in locks:
+        if lock.is_file():
+            _step([environment / "bin" / "python", "-m", "pip", "install", "--no-input", "-r", lock], "packages that can be installed")
     (environment / COMPLETE).touch()
     log.info("%s: installed", baseline.name)
 

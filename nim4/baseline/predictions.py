@@ -47,7 +47,7 @@ def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, 
     partial = out.with_name(out.name + ".partial")
     with _kept(partial, out) as file:
         done = _read(file, out, baseline.identity(), {clip.id for clip in clips})
-        left = [clip for clip in spread(clips, most) if clip.id not in done or (again and done[clip.id]["error"])]
+        left = [clip for clip in spread(clips, most or len(clips)) if clip.id not in done or (again and done[clip.id]["error"])]
         if left:
             _run(baseline, python, left, file, done, out, limits)
         rows = [done[clip.id] for clip in clips if clip.id in done]

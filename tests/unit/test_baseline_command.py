@@ -17,7 +17,7 @@ from nim4.corpus.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = "title: a made one\nmodel: none\nlanguages: {zh: Chinese}\nsuffix: ''\n"
-ADAPTER = '''
+ADAPTER = """
 import os, signal, sys, time, wave
 
 def load(settings):
@@ -34,7 +34,7 @@ class Model:
         print("junk {}" * 10, flush=True)
         BEHAVIOUR
         return {"raw": f"Said {tenths} {language}", "tokens": tenths}
-'''
+"""
 
 
 @pytest.fixture
