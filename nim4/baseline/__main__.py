@@ -26,6 +26,15 @@ def add_baseline(commands: Any) -> None:
     )
     parser.set_defaults(run=install)
 
+    about = "what is said in manifests, for `python -m nim4 score --ref`"
+    parser = actions.add_parser("refs", description=about, help=about, formatter_class=defaults)
+    parser.add_argument(
+        "--manifest", type=Path, nargs="+", required=True, help="manifests of stage 0 or 2, .jsonl.gz; their names are those of the sets"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="that of `run`, for each manifest")
+    parser.add_argument("--out", type=Path, required=True, help="file of references, .jsonl")
+    parser.set_defaults(run=refs)
+
     about = """Texts of a manifest, a row for each clip. A clip that fails, or takes too long, has its error in its row, and the rest goes on. A run
     that was stopped goes on where it was."""
     parser = actions.add_parser("run", description=about, help="texts of a manifest", formatter_class=defaults)
@@ -64,6 +73,24 @@ def install(args: argparse.Namespace) -> None:
     make(read_baseline(args.name), args.python)
 
 
+def refs(args: argparse.Namespace) -> None:
+    """Writes --out."""
+    from nim4.baseline.clips import references
+    from nim4.stage import write_jsonl
+
+    _check(args, limit=0)
+    write_jsonl(args.out, references(args.manifest, args.limit))
+
+
+def _check(args: argparse.Namespace, **least: float) -> None:
+    for option, value in least.items():
+        if not getattr(args, option) >= value:
+            found = getattr(args, option)
+            raise RecipeError(f"--{option.replace('_', '-')}", expected=f"at least {value}", found=found, fix="leave it out")
+    if args.out.suffix != ".jsonl":
+        raise RecipeError("--out", expected="a name that ends in .jsonl", found=args.out.name, fix=f"for example {args.out.with_suffix('.jsonl')}")
+
+
 def run(args: argparse.Namespace) -> None:
     """Writes --out."""
     from nim4.baseline.adapters import python_of, read_baseline
@@ -71,12 +98,7 @@ def run(args: argparse.Namespace) -> None:
     from nim4.baseline.predictions import predict
     from nim4.baseline.process import Limits
 
-    for option, least in (("timeout", 0.1), ("load_timeout", 0.1), ("jobs", 1), ("limit", 0)):
-        if not getattr(args, option) >= least:
-            found = getattr(args, option)
-            raise RecipeError(f"--{option.replace('_', '-')}", expected=f"at least {least}", found=found, fix="leave it out")
-    if args.out.suffix != ".jsonl":
-        raise RecipeError("--out", expected="a name that ends in .jsonl", found=args.out.name, fix=f"for example {args.out.with_suffix('.jsonl')}")
+    _check(args, timeout=0.1, load_timeout=0.1, jobs=1, limit=0)
     baseline = read_baseline(args.name, args.set, args.server)
     python = python_of(baseline, args.python)
     limits = Limits(args.timeout, args.load_timeout, args.jobs)
