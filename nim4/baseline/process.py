@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nim4.baseline.adapters import Baseline
+from nim4.baseline.adapters import FOLDER, Baseline
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = FOLDER / "worker.py"
 LOOK_S = 0.5  # between two looks at whether the process still lives: a child of it may hold the pipe open
 LAST_WORDS = 200  # characters of the log that an error quotes
 
@@ -84,7 +84,7 @@ class Process:
             raise Lost(answer["error"])
 
     def transcribe(self, path: Path, language: str | None, timeout_s: float) -> dict[str, Any]:
-        """The answer to one clip, see worker.py. Raises Lost."""
+        """The answer to one clip, see baselines/worker.py. Raises Lost."""
         self._number += 1
         answer = self._ask({"number": self._number, "path": str(path), "language": language}, timeout_s)
         if answer.pop("number", None) != self._number:

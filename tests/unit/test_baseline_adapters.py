@@ -1,5 +1,6 @@
 """The adapters in baselines/: what they make of raw outputs, what they ask a server, and the true classes with tiny, random weights."""
 
+import importlib.util
 import io
 import json
 import sys
@@ -10,15 +11,14 @@ import pytest
 import tiny_peers
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_corpora import write_audio
 from spoken_server import SpokenServer
 from transformers.models.fun_asr_nano import feature_extraction_fun_asr_nano
 from transformers.models.qwen3_asr.processing_qwen3_asr import _detect_and_fix_repetitions, _parse_single_output
 
-from nim4.baseline.adapters import names, read_baseline
-from nim4.baseline.worker import load_module
+from nim4.baseline.adapters import FOLDER, names, read_baseline
 from nim4.stage import write_jsonl
 
 TINY = ["dtype=float32", "device=cpu", "decoding.max_new_tokens=5", "revision=null"]
@@ -40,8 +40,17 @@ CLEANED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def beside_the_worker(monkeypatch):
+    """What adapters can import, as in their own process."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+
 def adapter_of(baseline):
-    return load_module(baseline.adapter)
+    spec = importlib.util.spec_from_file_location("adapter", baseline.adapter)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(("name", "raw", "text"), CLEANED)
@@ -50,6 +59,7 @@ def test_texts_of_raw_outputs(name, raw, text):
     assert adapter_of(baseline).clean(raw, baseline.settings) == text
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text("ab那\n", max_size=4), st.integers(1, 45)), max_size=5))
 def test_repetitions_are_taken_out_as_the_authors_do(parts):
     raw = "".join(part * count for part, count in parts)
@@ -61,9 +71,9 @@ def test_repetitions_are_taken_out_as_the_authors_do(parts):
 
 def test_every_baseline_says_what_it_is_told(tmp_path):
     for name in names():
-        settings = read_baseline(name).settings
-        assert settings["title"]
-        assert all(isinstance(value, str) for value in settings["languages"].values())
+        told = read_baseline(name).settings
+        assert told["title"]
+        assert all(isinstance(value, str) for value in told["languages"].values())
         assert "http" in (read_baseline(name).folder / "settings.yaml").read_text(encoding="utf-8") or name == "openai"
 
 
@@ -234,11 +244,11 @@ def test_step_audio2_is_asked_as_its_authors_do():
 
     answer = adapter_of(baseline).Step(model, baseline.settings).transcribe("a.wav", None)
     assert answer == {"raw": "你好<|EOT|>", "tokens": 255, "finish": "length"}
-    messages, settings = asked[0]
+    messages, decoding = asked[0]
     assert [turn["role"] for turn in messages] == ["system", "human", "assistant"]
     assert messages[0]["content"] == "请记录下你所听到的语音内容。"
     assert messages[1]["content"] == [{"type": "audio", "audio": "a.wav"}]
-    assert settings["do_sample"] is False
+    assert decoding["do_sample"] is False
 
 
 def test_pocketsphinx_marks_are_no_words(monkeypatch):

@@ -21,9 +21,8 @@ MAX_ERROR = 500  # characters of an exception that are kept
 
 
 def load_module(path):
-    """The Python file at `path`; files in the folder above it can be imported by it."""
+    """The Python file at `path`; it can import what lies beside this file."""
     path = Path(path)
-    sys.path.insert(0, str(path.parent.parent))
     spec = importlib.util.spec_from_file_location("baseline_" + path.parent.name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -68,7 +67,6 @@ def received(descriptor):
 
 
 def main():
-    sys.path.pop(0)  # this file's folder: its neighbours are not for the baseline
     requests_fd, replies_fd = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (requests_fd, replies_fd):
         os.set_inheritable(descriptor, False)
