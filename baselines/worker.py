@@ -73,8 +73,8 @@ def main():
     requests = received(requests_fd)
 
     def reply(answer):
-        # escaped: a broken half of a surrogate pair in a text must not end the line
-        os.write(replies_fd, (json.dumps(answer) + "\n").encode("ascii"))
+        # a tokenizer's half of a surrogate pair is no UTF-8: it becomes "?"
+        os.write(replies_fd, (json.dumps(answer, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
 
     what = requests.get()
     try:

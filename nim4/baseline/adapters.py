@@ -25,6 +25,7 @@ from nim4.stage import ROOT, log
 
 FOLDER = ROOT / "baselines"
 SERVER = "openai"  # the baseline whose model is behind a server
+FREE = ("languages.", "decoding.", "decoder.", "server.extra.")  # groups whose keys are the model's
 COMPLETE = ".complete"  # in an environment that was installed to its end
 
 
@@ -89,7 +90,7 @@ def read_baseline(name: str, overrides: Sequence[str] = (), server: str | None =
     known = _keys(settings)
     settings = apply_overrides(settings, overrides)
     for key in sorted(_keys(settings) - known):
-        if not key.startswith("languages."):
+        if not key.startswith(FREE):
             raise RecipeError(f"--set {key}", expected=f"a setting of {path}", found=repr(key), fix=nearest(key, sorted(known)))
     for key, kind in (("title", str), ("model", str), ("languages", dict)):
         if not isinstance(settings.get(key), kind):

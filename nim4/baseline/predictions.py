@@ -47,6 +47,8 @@ def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, 
     partial = out.with_name(out.name + ".partial")
     with _kept(partial, out) as file:
         done = _read(file, out, baseline.identity(), {clip.id for clip in clips})
+        if file.tell() == 0:  # nothing was left half done: what is finished comes along
+            file.writelines(_line(row) for row in done.values())
         left = [clip for clip in spread(clips, most or len(clips)) if clip.id not in done or (again and done[clip.id]["error"])]
         if left:
             _run(baseline, python, left, file, done, out, limits)
@@ -58,11 +60,11 @@ def predict(baseline: Baseline, python: Path, clips: Sequence[Clip], out: Path, 
 
 
 @contextmanager
-def _kept(partial: Path, out: Path) -> Iterator[IO[str]]:
-    """The file of rows, open and ours alone; what an earlier run had finished is in it."""
+def _kept(partial: Path, out: Path) -> Iterator[IO[bytes]]:
+    """The file of rows that are not finished, open and ours alone; an empty one does not stay."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        file = open(partial, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        file = open(partial, "a+b")  # noqa: SIM115 - closed below
     except OSError as error:
         raise RecipeError(out, expected="a file that can be written", found=error, fix="correct --out") from error
     with file:
@@ -72,31 +74,32 @@ def _kept(partial: Path, out: Path) -> Iterator[IO[str]]:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise RecipeError(out, expected="one run at a time that makes it", found="another", fix="wait for it, or name another --out") from error
-        if partial.stat().st_size == 0 and out.is_file():
-            file.write(out.read_text(encoding="utf-8"))
-            file.flush()
-        yield file
+        try:
+            yield file
+        finally:
+            if partial.exists() and partial.stat().st_size == 0:
+                partial.unlink()
 
 
-def _read(file: IO[str], out: Path, identity: str, ids: set[str]) -> dict[str, Row]:
-    """The rows that are there, the last of each clip. A line that a killed run left half is removed."""
+def _read(file: IO[bytes], out: Path, identity: str, ids: set[str]) -> dict[str, Row]:
+    """The rows that are there, the last of each clip: of the unfinished file, else of the finished one. A line that was left half is removed."""
     file.seek(0)
-    content = file.read()
-    whole, newline, half = content.rpartition("\n")
+    whole, newline, half = file.read().rpartition(b"\n")
     if half:
-        file.seek(0)
-        file.truncate(len((whole + newline).encode()))
-        file.seek(0, 2)
+        file.truncate(len(whole + newline))
+    file.seek(0, 2)
+    if not whole and out.is_file():
+        whole = out.read_bytes().removesuffix(b"\n")
     done: dict[str, Row] = {}
-    for number, line in enumerate(whole.split("\n") if whole else [], 1):
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
             row = json.loads(line)
             id, made_by, _ = row["id"], row["settings"], row["error"]
         except (ValueError, KeyError, TypeError) as error:
             fix = "remove that line, or the file"
-            raise RecipeError(f"{file.name}, line {number}", expected="a row of predictions", found=repr(error), fix=fix) from error
+            raise RecipeError(f"{out} or its .partial, line {number}", expected="a row of predictions", found=repr(error), fix=fix) from error
         if made_by != identity:
-            found, fix = f"rows made with {made_by}", "name another --out, or remove it"
+            found, fix = f"rows made with {made_by}", "name another --out, or remove it and its .partial"
             raise RecipeError(out, expected=f"rows made with these settings ({identity})", found=found, fix=fix)
         if id not in ids:
             raise RecipeError(out, expected="rows of this manifest", found=f"one of {id!r}", fix="name another --out for each manifest")
@@ -106,7 +109,11 @@ def _read(file: IO[str], out: Path, identity: str, ids: set[str]) -> dict[str, R
     return done
 
 
-def _run(baseline: Baseline, python: Path, clips: Sequence[Clip], file: IO[str], done: dict[str, Row], out: Path, limits: Limits) -> None:
+def _line(row: Row) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+
+def _run(baseline: Baseline, python: Path, clips: Sequence[Clip], file: IO[bytes], done: dict[str, Row], out: Path, limits: Limits) -> None:
     """Adds a row for each clip to the file and to `done`."""
     printed = out.with_name(out.name + ".log")
     workers = [Process(baseline, python, printed) for _ in range(min(limits.jobs, len(clips)))]
@@ -135,11 +142,12 @@ def _run(baseline: Baseline, python: Path, clips: Sequence[Clip], file: IO[str],
         for row in _as_they_come(pool, work, clips, 2 * len(workers)):
             if row is None:
                 continue
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_line(row))
             file.flush()
             done[row["id"]] = row
             progress.add()
-            in_a_row = in_a_row + 1 if row["error"] and row["audio_s"] is not None else 0
+            if row["audio_s"] is not None:  # a missing file says nothing about the model
+                in_a_row = in_a_row + 1 if row["error"] else 0
             if row["error"]:
                 log.warning("%s: %s", row["id"], row["error"])
             if in_a_row >= GIVE_UP_AFTER:
