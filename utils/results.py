@@ -30,7 +30,7 @@ from nim4.score.record import utterances_path
 
 log = logging.getLogger("nim4")
 PAGES = ("README.md", "RESULTS.md")
-RESERVED = ("baselines", "benchmarks", "page_clips", "reported")  # what stands in results/ and is no run
+RESERVED = ("benchmarks", "baselines", "page_clips", "reported")  # what stands in results/ and is no run
 ORDER = "runs.txt"  # the kept runs of a table, in its order
 
 
@@ -46,7 +46,7 @@ def keep(name: str, runs: Sequence[Path], results: Path) -> None:
     if name in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise RecipeError(
             "--keep",
-            expected=f"a name of lower-case letters and digits, none of {', '.join(RESERVED)}",
+            expected=f"a name of lower-case letters and digits, not {', '.join(map(repr, RESERVED))}",
             found=name,
             fix="choose another name",
         )

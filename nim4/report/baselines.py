@@ -57,7 +57,7 @@ def _cells(utts: Sequence[Mapping[str, Any]], index: int, metric: str) -> list[s
             versus = f"{change.points:+.2f} [{change.low:+.2f}, {change.high:+.2f}] P {change.p_better:.2f}"
     silent = [row for utt, row in zip(utts, rows, strict=True) if not utt["ref"].strip()]
     written = sum(bool(row["units"][1]) for row in silent)
-    missing = sum(row["missing"] is not None for row in rows)
+    missing = sum(row["missing"] is not None for utt, row in zip(utts, rows, strict=True) if utt["ref"].strip())
     return [rate, versus, _english(rows), str(missing), f"{written} of {len(silent)}" if silent else "-"]
 
 
