@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_corpora import write_audio
 from spoken_server import SpokenServer
-from transformers.models.fun_asr_nano import feature_extraction_fun_asr_nano
 from transformers.models.qwen3_asr.processing_qwen3_asr import _detect_and_fix_repetitions, _parse_single_output
 
 from nim4.baseline.adapters import FOLDER, names, read_baseline
@@ -217,9 +216,9 @@ def kaldi_features(monkeypatch):
         return torch.randn(1 + waveform.shape[1] // 160, num_mel_bins)
 
     fake = types.SimpleNamespace(compliance=types.SimpleNamespace(kaldi=types.SimpleNamespace(fbank=fbank)))
-    monkeypatch.setattr(feature_extraction_fun_asr_nano, "torchaudio", fake, raising=False)
+    monkeypatch.setattr(tiny_peers.FUN_ASR_FEATURES, "torchaudio", fake, raising=False)
     for module in (transformers, transformers.models.fun_asr_nano):
-        monkeypatch.setattr(module, "FunAsrNanoFeatureExtractor", feature_extraction_fun_asr_nano.FunAsrNanoFeatureExtractor)
+        monkeypatch.setattr(module, "FunAsrNanoFeatureExtractor", tiny_peers.FUN_ASR_FEATURES.FunAsrNanoFeatureExtractor)
 
 
 class FakeFireRed:

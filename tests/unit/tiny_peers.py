@@ -1,5 +1,7 @@
 """Folders with tiny, random models of the classes that baselines load, with tokenizers, feature extractors and templates of the true kind."""
 
+import importlib
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -15,9 +17,10 @@ from transformers import (
     Qwen3ASRProcessor,
     WhisperFeatureExtractor,
 )
-from transformers.models.fun_asr_nano import feature_extraction_fun_asr_nano
 from transformers.models.qwen3_asr.feature_extraction_qwen3_asr import Qwen3ASRFeatureExtractor
 
+# imported by name: as an attribute of its package it is there only beside torchaudio
+FUN_ASR_FEATURES = importlib.import_module("transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano")
 TURNS = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}
 {% for part in message.content -%}
@@ -73,7 +76,7 @@ def fun_asr_nano(folder):
     adaptor = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1, "projector_hidden_size": 32}
     token = SPECIAL["audio_token"]
     config = FunAsrNanoConfig(audio_config=audio, adaptor_config=adaptor, text_config=_text(words), audio_token_id=words.convert_tokens_to_ids(token))
-    processor = FunAsrNanoProcessor(feature_extraction_fun_asr_nano.FunAsrNanoFeatureExtractor(), words, chat_template=TURNS, audio_token=token)
+    processor = FunAsrNanoProcessor(FUN_ASR_FEATURES.FunAsrNanoFeatureExtractor(), words, chat_template=TURNS, audio_token=token)
     return _save(FunAsrNanoForConditionalGeneration, config, processor, folder)
 
 
