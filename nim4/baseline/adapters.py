@@ -165,7 +165,7 @@ def _output(command: Sequence[object]) -> str:
 def _step(command: Sequence[object], expected: str) -> None:
     words = [str(word) for word in command]
     try:
-        code = subprocess.run(words, check=False, stdout=sys.stderr).returncode
+        code = subprocess.run(words, check=False, stdout=2).returncode  # texts alone go to stdout
     except OSError as error:
         raise RecipeError(words[0], expected="a program that runs", found=error, fix="install it") from error
     if code:
