@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, hotwords, entropy and corpus."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, baseline, hotwords, entropy and corpus."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nim4 import stage
+from nim4.baseline.__main__ import add_baseline
 from nim4.config import EntropyConfig, RecipeError, VadConfig, load
 from nim4.corpus.__main__ import add_corpus
 
@@ -27,13 +28,8 @@ LIMITS = {  # of the server, that its options set
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nim4", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_transcribe(commands)
-    add_stream(commands)
-    add_serve(commands)
-    add_score(commands)
-    add_hotwords(commands)
-    add_entropy(commands)
-    add_corpus(commands)
+    for add in (add_transcribe, add_stream, add_serve, add_score, add_baseline, add_hotwords, add_entropy, add_corpus):
+        add(commands)
     return parser
 
 

@@ -2,7 +2,8 @@
 """Writes the tables of README.md and RESULTS.md from the records in results/, so that no number there is typed by hand.
 
 A table stands between <!-- NAME:begin --> and <!-- NAME:end -->. NAME `benchmarks` is results/benchmarks.jsonl, which
-`benchmarks/run_all.sh` adds to; `page_clips` is results/reported/clips.json, scored again; any other NAME is the runs kept in results/NAME/,
+`benchmarks/run_all.sh` adds to; `page_clips` is results/reported/clips.json, scored again; `baselines` is
+results/baselines/record.json, which `python -m nim4 score --out` writes; any other NAME is the runs kept in results/NAME/,
 compared with each other.
 
 Examples:
@@ -23,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import nim4.stage
 from nim4.config import RecipeError
-from nim4.report import benchmarks, page_clips
+from nim4.report import baselines, benchmarks, page_clips
 from nim4.score import table
 from nim4.score.record import utterances_path
 
 log = logging.getLogger("nim4")
 PAGES = ("README.md", "RESULTS.md")
+RESERVED = ("benchmarks", "baselines", "page_clips", "reported")  # what stands in results/ and is no run
 ORDER = "runs.txt"  # the kept runs of a table, in its order
 
 
@@ -41,10 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def keep(name: str, runs: Sequence[Path], results: Path) -> None:
     """Copies what a table of `runs` needs, the records and the utterances they count, to `results`/`name`."""
-    if name in ("benchmarks", "page_clips", "reported") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if name in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise RecipeError(
             "--keep",
-            expected="a name of lower-case letters and digits, not 'benchmarks', 'page_clips' or 'reported'",
+            expected=f"a name of lower-case letters and digits, not {', '.join(map(repr, RESERVED))}",
             found=name,
             fix="choose another name",
         )
@@ -81,6 +83,8 @@ def render(name: str, results: Path) -> str:
         return "\n\n".join(benchmarks.as_markdown(record) for record in records)
     if name == "page_clips":
         return page_clips.as_markdown(results / "reported" / "clips.json")
+    if name == "baselines":
+        return baselines.as_markdown(results / "baselines" / "record.json")
     order = results / name / ORDER
     if not order.is_file():
         raise RecipeError(f"block {name}", expected=f"kept runs in {order.parent}", found="none", fix=f"utils/results.py --keep {name} EXP_DIR...")

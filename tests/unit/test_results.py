@@ -9,7 +9,7 @@ import pytest
 from test_compare import write_scores
 
 from nim4.config import RecipeError
-from nim4.report import benchmarks
+from nim4.report import baselines, benchmarks
 from nim4.score import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +140,37 @@ def test_a_block_without_records_says_how_to_keep_some_and_holds_up_no_other(res
     text = path.read_text(encoding="utf-8")
     assert GOLDEN in text
     assert "<!-- mini:begin -->\n<!-- mini:end -->" in text
+
+
+def heard(hyp, ref, errors):
+    """One system's row of an utterance in a record of `score`."""
+    counts = {"errors": {"MER": errors}, "ref_units": {"MER": len(ref.split())}}
+    return {"hyp": hyp, "missing": None if hyp else "empty", "error": None, **counts, "units": [ref, hyp]}
+
+
+def test_baselines_are_compared_set_by_set_and_on_english_alone(tmp_path):
+    said = [("a", "mixed", "打 开 open", "打 开 open", "the open"), ("b", "mixed", "print", "print", "sprint"), ("n", "noise", "", "", "mm")]
+    errors = {"a": 2, "b": 1, "n": 1}
+    utts = [
+        {"id": id, "speaker": None, "set": name, "ref": ref, "systems": [heard(ours, ref, 0), heard(theirs, ref, errors[id])]}
+        for id, name, ref, ours, theirs in said
+    ]
+    made = {"profile": "fair", "profile_hash": "123", "commit": "abc", "command": "python -m nim4 score", "metrics": ["MER"]}
+    record = {**made, "systems": [{"name": "ours"}, {"name": "theirs"}], "utterances": utts}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in baselines.as_markdown(path).splitlines() if line.startswith("|")]
+    assert rows[0][:4] == ["test set", "system", "MER % (95 % CI)", "vs ours (95 % CI, P better)"]
+    ours, theirs, silent_ours, silent_theirs = rows[2:]
+    assert (ours[2].split()[0], ours[4], ours[6]) == ("0.00", "0.00", "-")
+    assert (theirs[2].split()[0], theirs[3].split()[0], theirs[4]) == ("75.00", "+75.00", "100.00")  # `the` is one too many, `sprint` is wrong
+    assert (silent_ours[2], silent_ours[6], silent_theirs[6]) == ("-", "0 of 1", "1 of 1")
+    path.write_text(json.dumps({**record, "utterances": [{**utts[0], "set": None}]}), encoding="utf-8")
+    with pytest.raises(RecipeError, match="references with sets"):
+        baselines.as_markdown(path)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="a record of python -m nim4 score"):
+        baselines.as_markdown(path)
 
 
 def test_the_pages_are_what_the_records_say(results_module):
