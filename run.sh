@@ -36,6 +36,7 @@ noise=                              # splits whose recordings are mixed into the
 valid=                              # splits to validate on
 test=                               # splits to decode and score
 metric=mer                          # beside the phoneme error rate: cer (characters), wer (words) or mer (mixed)
+profile=plain                       # what texts go through before that is counted: plain, fair, page, speechio, openasr or raw
 closed=                             # test splits in which every word is one of --lexicon
 lexicon=                            # word list of the closed splits, one word per line
 speed_perturb=false                 # true: train also on copies at 0.9 and 1.1 times the speed
@@ -194,7 +195,7 @@ if stage 11 decode "$decode on $test"; then
 fi
 
 if stage 12 score "error rates with intervals, speed and latency"; then
-  python local/12_score.py --decode "$exp/11_decode" --out "$exp/12_score" --metric "$metric"
+  python local/12_score.py --decode "$exp/11_decode" --out "$exp/12_score" --metric "$metric" --profile "$profile"
 fi
 
 end_stages

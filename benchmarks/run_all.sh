@@ -9,6 +9,7 @@ record=results/benchmarks.new.jsonl # beside the tracked file, which must stay a
 units=data/mini/units
 model=exp/mini/base/9_phoneme_head
 python benchmarks/fbank.py --record "$record"
+python benchmarks/scoring.py --record "$record"
 python benchmarks/train_step.py --record "$record"
 python benchmarks/train_step.py --manifest "$units"/{train_phrases,train_sent,train_an4}.jsonl.gz --record "$record"
 python benchmarks/encoder_rtf.py --record "$record"

@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import nim4.stage
 from nim4.config import RecipeError
+from nim4.corpus.hotword_list import default_jobs
 from nim4.score import table
 from nim4.score.decoded import DecodedSet, find_sets, read_set, set_files
-from nim4.score.error_rate import score
 from nim4.score.error_stats import error_stats, recogs
-from nim4.score.record import PROFILES, make_record, profile_hash, profile_of, utterances_path, write_utterances
+from nim4.score.normalising import normalised, score_normalised
+from nim4.score.profiles import PROFILES, profile_hash, profile_of
+from nim4.score.record import make_record, utterances_path, write_utterances
 
 log = logging.getLogger("nim4")
 
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--decode", type=Path, required=True, help="product of stage 11, exp/<corpus>/<tag>/11_decode")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, exp/<corpus>/<tag>/12_score")
     parser.add_argument("--metric", choices=("mer", "cer", "wer"), default="mer", help="word metric: mixed units, characters, or words")
-    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="text normalisation before the word metric")
+    parser.add_argument("--profile", choices=PROFILES, default="plain", help="what texts go through first, see nim4/score/profiles.py")
     return parser
 
 
@@ -43,12 +45,13 @@ def score_set(decoded: DecodedSet, metrics: list[str], profile: str, work: Path)
     """The records of one config and test set; its lists of errors are written below `work`."""
     command = shlex.join(["python", os.path.relpath(sys.argv[0], nim4.stage.ROOT), *sys.argv[1:]])
     records = []
+    refs, (hyps,) = normalised(decoded.refs, [decoded.hyps], profile, num_processes=default_jobs())
     for metric in metrics:
         has_units, units = (decoded.has_phones, "phonemes") if metric == "PER" else (decoded.has_text, "words")
         if not has_units and any(hyp.error is None for hyp in decoded.hyps.values()):
             log.info("%s/%s: no %s, so no %s", decoded.config, decoded.test_set, units, metric)
             continue
-        scored = score(decoded.refs, decoded.hyps, metric)
+        scored = score_normalised(refs, hyps, metric, profile)
         path = utterances_path(work, decoded.config, decoded.test_set, metric)
         write_utterances(path, scored)
         if not any(utt.ref for utt in scored) and not any(ref.text.strip() for ref in decoded.refs):

@@ -1,8 +1,13 @@
+<<<<<<< HEAD
 """What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords, entropy and corpus."""
+=======
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, hotwords and entropy."""
+>>>>>>> scoring
 
 import argparse
 import json
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_transcribe(commands)
     add_stream(commands)
     add_serve(commands)
+    add_score(commands)
     add_hotwords(commands)
     add_entropy(commands)
     add_corpus(commands)
@@ -191,6 +197,15 @@ def serve(args: argparse.Namespace) -> None:
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     model, address = (args.model, pick_device(args.device), args.precision), (args.host, args.port)
     app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad)
+
+
+def add_score(commands: Any) -> None:
+    from nim4.score import comparison
+
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = commands.add_parser("score", description=comparison.ABOUT, help="error rates of any systems", formatter_class=defaults)
+    comparison.add_options(parser)
+    parser.set_defaults(run=lambda args: print(comparison.run(args, shlex.join(["python", "-m", "nim4", *sys.argv[1:]]))))
 
 
 def add_entropy(commands: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 # where the module's name is not the package's
-MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick", "pytest-xdist": "xdist", "opentelemetry-api": "opentelemetry"}
+MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick", "pytest-xdist": "xdist", "opentelemetry-api": "opentelemetry", "WeTextProcessing": "tn"}
 TORCH_RANGE = ((2, 11), (2, 13))  # first and last minor version that is accepted
 
 
@@ -32,9 +32,10 @@ class Package:
         return MODULES.get(self.name, self.name.replace("-", "_"))
 
 
-# The first has wheels; the others have none for the pinned torch: they are built from source, against the torch that is installed.
+# The first two have wheels; the others have none for the pinned torch: they are built from source, against the torch that is installed.
 OPTIONAL = (
     Package("sounddevice", "", "python -m nim4 stream --mic", "python -m pip install sounddevice"),
+    Package("WeTextProcessing", "", "python -m nim4 score --engine WeTextProcessing", "python -m pip install WeTextProcessing==1.2.0"),
     Package("k2", "", "graph decoding, CTC of its own", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
     Package("kaldifeat", "", "features on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"),
     Package("icefall", "", "its checkpoints and model averaging", "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall"),

@@ -2,7 +2,8 @@
 """Writes the tables of README.md and RESULTS.md from the records in results/, so that no number there is typed by hand.
 
 A table stands between <!-- NAME:begin --> and <!-- NAME:end -->. NAME `benchmarks` is results/benchmarks.jsonl, which
-`benchmarks/run_all.sh` adds to; any other NAME is the runs kept in results/NAME/, compared with each other.
+`benchmarks/run_all.sh` adds to; `page_clips` is results/reported/clips.json, scored again; any other NAME is the runs kept in results/NAME/,
+compared with each other.
 
 Examples:
   utils/results.py                                             write every table again
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import nim4.stage
 from nim4.config import RecipeError
-from nim4.report import benchmarks
+from nim4.report import benchmarks, page_clips
 from nim4.score import table
 from nim4.score.record import utterances_path
 
@@ -40,8 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def keep(name: str, runs: Sequence[Path], results: Path) -> None:
     """Copies what a table of `runs` needs, the records and the utterances they count, to `results`/`name`."""
-    if name == "benchmarks" or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise RecipeError("--keep", expected="a name of lower-case letters and digits, not 'benchmarks'", found=name, fix="choose another name")
+    if name in ("benchmarks", "page_clips", "reported") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise RecipeError(
+            "--keep",
+            expected="a name of lower-case letters and digits, not 'benchmarks', 'page_clips' or 'reported'",
+            found=name,
+            fix="choose another name",
+        )
     if not runs:
         raise RecipeError(f"--keep {name}", expected="the folder of at least 1 run", found="none", fix=f"for example --keep {name} exp/mini/base")
     rows = table.read_rows(runs)
@@ -73,6 +79,8 @@ def render(name: str, results: Path) -> str:
         path = results / "benchmarks.jsonl"
         records = benchmarks.newest(nim4.stage.read_jsonl(path), path)
         return "\n\n".join(benchmarks.as_markdown(record) for record in records)
+    if name == "page_clips":
+        return page_clips.as_markdown(results / "reported" / "clips.json")
     order = results / name / ORDER
     if not order.is_file():
         raise RecipeError(f"block {name}", expected=f"kept runs in {order.parent}", found="none", fix=f"utils/results.py --keep {name} EXP_DIR...")

@@ -1,4 +1,4 @@
-"""Numbers as they are spoken. The only door to wetext, which is loaded when the first number is met.
+"""Numbers as they are spoken, by rules for the plain ones and for the others by wetext, which is loaded when the first is met.
 
 wetext reads dates, money, fractions and telephone numbers. It never sees: 第 + digits (it would read 第2名 as 第两名), digits that
 touch Latin letters (A4L would end in litres), or Chinese characters in its English mode (which it cannot bear).
@@ -10,9 +10,8 @@ number and the character behind it. They are read here, in microseconds, exactly
 import functools
 import logging
 import re
-from typing import Any
 
-from nim4.config import RecipeError
+from nim4.corpus.grammars import reader
 from nim4.corpus.text import HAN
 
 log = logging.getLogger("nim4")
@@ -156,18 +155,9 @@ def read_in_word(digits: str, language: str) -> list[str]:
 
 @functools.lru_cache(NUM_REMEMBERED)
 def _speak(text: str, language: str) -> str | None:
-    """What wetext makes of `text`; None, with a warning, where its grammar has no path, which it tells by an AssertionError."""
+    """What wetext makes of `text`; None, with a warning, where its grammar has no path."""
     try:
-        return _normaliser(language).normalize(text)
-    except AssertionError:
+        return reader(language)(text)
+    except ValueError:
         log.warning("%r: no grammar of numbers reads this; it is read digit by digit", text)
         return None
-
-
-@functools.cache
-def _normaliser(language: str) -> Any:
-    try:
-        from wetext import Normalizer
-    except ImportError as error:
-        raise RecipeError("numbers in text", expected="the package wetext", found=error, fix="pip install wetext==0.1.8") from error
-    return Normalizer(lang=language, operator="tn")

@@ -46,7 +46,7 @@ def in_processes(work: Callable[[Item], Result], items: Sequence[Item], num_proc
             yield from pool.map(_do, items)
     except BrokenProcessPool as error:
         raise RecipeError(
-            "decoding", expected="all processes to live", found="one was killed, perhaps for memory", fix="set OMP_NUM_THREADS to use fewer"
+            "parallel work", expected="all processes to live", found="one was killed, perhaps for memory", fix="set OMP_NUM_THREADS to use fewer"
         ) from error
 
 

@@ -6,7 +6,7 @@ A folder `<config>/<test set>/` holds `refs.jsonl` (every utterance of the test 
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def read_set(folder: Path) -> DecodedSet:
         _reject_unknown(folder / "events.jsonl", (event.id for event in events), refs)
     absent = [id for id in refs if id not in hyps]
     if absent:
-        log.warning("%s: %d of %d utterances have no hypothesis (%s); they count as deletions", folder, len(absent), len(refs), _some(absent))
+        log.warning("%s: %d of %d utterances have no hypothesis (%s); they count as deletions", folder, len(absent), len(refs), some(absent))
     done = read_json(folder / "done.json")
     if not isinstance(done, dict) or not isinstance(done.get("model"), str) or not isinstance(done.get("commit"), str):
         raise RecipeError(folder / "done.json", expected="an object with 'model' and 'commit'", found=str(done)[:80], fix=RERUN)
@@ -169,16 +169,17 @@ def _unique(rows: list[Any], path: Path) -> dict[str, Any]:
     if len(by_id) < len(rows):
         seen: set[str] = set()
         double = [row.id for row in rows if row.id in seen or seen.add(row.id)]
-        raise RecipeError(path, expected="one row per utterance", found=f"more than one of {_some(double)}", fix=RERUN)
+        raise RecipeError(path, expected="one row per utterance", found=f"more than one of {some(double)}", fix=RERUN)
     return by_id
 
 
 def _reject_unknown(path: Path, ids: Iterable[str], refs: Mapping[str, Reference]) -> None:
     unknown = [id for id in dict.fromkeys(ids) if id not in refs]
     if unknown:
-        found = f"{len(unknown)} others: {_some(unknown)}"
+        found = f"{len(unknown)} others: {some(unknown)}"
         raise RecipeError(path, expected="only utterances of refs.jsonl", found=found, fix=RERUN)
 
 
-def _some(ids: list[str]) -> str:
+def some(ids: Sequence[str]) -> str:
+    """The first few of many ids, for a message."""
     return ", ".join(ids[:NUM_IDS_SHOWN]) + (", ..." if len(ids) > NUM_IDS_SHOWN else "")

@@ -4,8 +4,6 @@ Beside the records stand each set's aligned utterances (`utts-<METRIC>.jsonl`), 
 """
 
 import dataclasses
-import hashlib
-import inspect
 import logging
 import os
 import platform
@@ -15,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nim4.config import RecipeError
-from nim4.corpus import text as corpus_text
 from nim4.score import bootstrap
 from nim4.score.decoded import DecodedSet, checked_rows
-from nim4.score.error_rate import ScoredUtterance, units_of
+from nim4.score.error_rate import ScoredUtterance
 from nim4.score.latency import Latency, real_time_factor, streaming_latency
+from nim4.score.made_up import made_up
+from nim4.score.profiles import profile_hash, profile_of
 from nim4.score.punctuation import punctuation_scores
 from nim4.stage import git_commit, write_jsonl
 
 log = logging.getLogger("nim4")
-PROFILES = ("plain",)
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,6 @@ def hardware(num_threads: int | None = None) -> str:
     return f"{name}, {num_threads} {'thread' if num_threads == 1 else 'threads'}"
 
 
-def profile_of(metric: str, profile: str) -> str:
-    """What a metric's units went through: `phones` for PER, which compares labels as they are, else the text profile."""
-    return "phones" if metric == "PER" else profile
-
-
-def profile_hash(profile: str) -> str:
-    """Twelve hex digits that change with the code that defines the profile; scores whose hashes differ are not comparable."""
-    if profile not in (*PROFILES, "phones"):
-        raise RecipeError("--profile", expected=f"one of {', '.join(PROFILES)}", found=profile, fix="name a profile that exists")
-    definition = profile + inspect.getsource(units_of)
-    if profile != "phones":
-        definition += inspect.getsource(corpus_text)
-    return hashlib.sha256(definition.encode()).hexdigest()[:12]
-
-
 def make_record(decoded: DecodedSet, metric: str, scored: Sequence[ScoredUtterance], *, profile: str, command: str) -> dict[str, Any]:
     """The record of one scored set.
 
@@ -77,19 +60,42 @@ def make_record(decoded: DecodedSet, metric: str, scored: Sequence[ScoredUtteran
     Raises:
         RecipeError: when the references hold no unit at all, so that there is no rate.
     """
+    return {
+        "config": decoded.config,
+        "test_set": decoded.test_set,
+        **rates(metric, scored, profile_of(metric, profile), f"{decoded.config}/{decoded.test_set}"),
+        **_speed(decoded),
+        "punctuation": None if metric == "PER" else _punctuation(decoded),
+        "made_up": made_up(scored) if metric == "MER" else None,
+        "commit": decoded.done["commit"],
+        "score_commit": git_commit(),
+        "model": decoded.done["model"],
+        "model_step": decoded.done.get("model_step"),
+        "hardware": decoded.done.get("hardware") or f"{hardware()} (of scoring; decoding did not say)",
+        "seconds": decoded.done.get("seconds"),
+        "command": command,
+        "decode_command": decoded.done.get("command"),
+    }
+
+
+def rates(metric: str, scored: Sequence[ScoredUtterance], profile: str, where: str, engine: str = "wetext") -> dict[str, Any]:
+    """What every record of errors says: the rate in percent with its 95 % interval, counts, what is missing and why, and the profile.
+
+    Args:
+        profile: the metric's, as of profile_of.
+        where: what was scored, for messages.
+    Raises:
+        RecipeError: when the references hold no unit at all, so that there is no rate.
+    """
     errors = [utt.errors for utt in scored]
     ref_units = [len(utt.ref) for utt in scored]
     speakers = [utt.speaker for utt in scored]
     if not sum(ref_units):
-        where = f"{decoded.config}/{decoded.test_set}"
         raise RecipeError(where, expected=f"references with at least 1 unit for {metric}", found="none", fix="check the test set's text")
     low, high = bootstrap.interval(errors, ref_units, speakers)
     block = bootstrap.choose_block(speakers)
     reasons = [utt.missing for utt in scored]
-    name = profile_of(metric, profile)
     return {
-        "config": decoded.config,
-        "test_set": decoded.test_set,
         "metric": metric,
         "rate": round(100 * sum(errors) / sum(ref_units), 4),
         "errors": sum(errors),
@@ -106,18 +112,8 @@ def make_record(decoded: DecodedSet, metric: str, scored: Sequence[ScoredUtteran
         "ci_high": round(high, 4),
         "block": block,
         "num_blocks": len(set(speakers)) if block == "speaker" else len(scored),
-        "profile": name,
-        "profile_hash": profile_hash(name),
-        **_speed(decoded),
-        "punctuation": None if metric == "PER" else _punctuation(decoded),
-        "commit": decoded.done["commit"],
-        "score_commit": git_commit(),
-        "model": decoded.done["model"],
-        "model_step": decoded.done.get("model_step"),
-        "hardware": decoded.done.get("hardware") or f"{hardware()} (of scoring; decoding did not say)",
-        "seconds": decoded.done.get("seconds"),
-        "command": command,
-        "decode_command": decoded.done.get("command"),
+        "profile": profile,
+        "profile_hash": profile_hash(profile, engine),
     }
 
 

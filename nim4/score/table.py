@@ -111,10 +111,10 @@ def difference(a: Sequence[Utterance], b: Sequence[Utterance], where: str) -> Di
 
 def as_text(blocks: Sequence[Block]) -> str:
     """All blocks as aligned columns, for a terminal."""
-    parts = ["\n".join([block.title, *_aligned([_header(block), *_cells(block)], RIGHT_ALIGNED), _footer(block)]) for block in blocks]
+    parts = ["\n".join([block.title, *aligned([_header(block), *_cells(block)], RIGHT_ALIGNED), _footer(block)]) for block in blocks]
     for title, lines in ((STREAMS, _streams(blocks)), (PUNCTUATION, _punctuation(blocks))):
         if lines:
-            parts.append("\n".join([title, *_aligned(lines, set(range(2, len(lines[0]))))]))
+            parts.append("\n".join([title, *aligned(lines, set(range(2, len(lines[0]))))]))
     return "\n\n".join([*parts, "\n".join(_provenance(blocks))])
 
 
@@ -133,7 +133,8 @@ def as_markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in _provenance(blocks))])
 
 
-def _aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Cells as lines of columns, those of `right` flush right."""
     widths = [max(display_width(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(pad(cell, widths[column], column in right) for column, cell in enumerate(line)).rstrip() for line in lines]
 

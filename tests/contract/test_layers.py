@@ -25,8 +25,8 @@ DOORS = {  # the only modules that may import a heavy package
     "matplotlib": {"nim4/score/plot.py"},
 }
 ONE_DOOR = ["ahocorasick", "dask", "distributed", "icefall", "k2", "kaldifeat", "kaldifst", "numba", "sentencepiece", "silero_vad", "sounddevice"]
-ONE_DOOR += ["praatio", "pyarrow", "tensorboard", "transformers", "vllm", "wetext"]  # whichever module it is, it is one
-OPTIONAL = {"icefall", "k2", "kaldifeat", "sounddevice", "tritonclient", "vllm"}  # may be missing: imported where they are used, never at the top
+ONE_DOOR += ["praatio", "pyarrow", "tensorboard", "tn", "transformers", "vllm", "wetext", "whisper_normalizer"]  # whichever module it is, it is one
+OPTIONAL = {"icefall", "k2", "kaldifeat", "sounddevice", "tn", "tritonclient", "vllm"}  # may be missing: imported where used, never at the top
 MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick"}
 
 

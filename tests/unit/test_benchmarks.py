@@ -101,6 +101,13 @@ def test_features(benchmark):
     assert all(row["audio_h_per_s"] > 0 and row["largest_difference"] < 1e-2 for row in rows)
 
 
+def test_scoring_finds_as_many_errors_as_jiwer(benchmark):
+    record = benchmark("scoring", "--utterances", 60, "--rounds", 1, "--jobs", 1)
+    assert [row["way"] for row in record["rows"]] == ["ours", "jiwer", "intervals", "normalise"]
+    assert record["rows"][0]["time_of_ours"] == 1.0
+    assert "errors in both" in record["data"]["size"]
+
+
 def test_training_steps(benchmark, tmp_path, model_config):
     manifest = tiny.write_features(tmp_path / "units", "train", [60, 200, 70, 180, 65, 190, 75, 210])
     tiny.INVENTORY.save(tmp_path / "units" / "tokens.txt")

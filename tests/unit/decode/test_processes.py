@@ -48,7 +48,7 @@ def test_what_a_worker_raises_is_raised():
 
 
 def test_a_killed_worker_is_told():
-    with pytest.raises(RecipeError, match="decoding: expected all processes to live"):
+    with pytest.raises(RecipeError, match="parallel work: expected all processes to live"):
         list(in_processes(lambda item: os.kill(os.getpid(), signal.SIGKILL), range(4), 2))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nim4.config import RecipeError
-from nim4.score.record import hardware, profile_hash, read_utterances
+from nim4.score.profiles import profile_hash
+from nim4.score.record import hardware, read_utterances
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = """config test_set metric rate errors ref_units insertions deletions substitutions missing num_utts ci_low ci_high block profile
@@ -192,7 +193,7 @@ def test_a_broken_input_ends_with_exit_code_2_and_one_line(write_set, run_stage,
 
 def test_profile_hashes_are_stable_and_differ():
     assert profile_hash("plain") == profile_hash("plain") != profile_hash("phones")
-    with pytest.raises(RecipeError, match="--profile: expected one of plain, found fancy"):
+    with pytest.raises(RecipeError, match=r"--profile: expected one of fair, page, .*, plain, found fancy"):
         profile_hash("fancy")
 
 
@@ -208,3 +209,13 @@ def test_records_are_json_without_nan(write_set, run_stage, make_hyp, three, tmp
     text = (tmp_path / "12_score" / "records.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text
     assert all(json.loads(line) for line in text.splitlines())
+
+
+def test_a_profile_decides_what_counts_as_the_same(write_set, run_stage, make_ref, make_hyp):
+    write_set("offline", "test", [make_ref("u1", "a b", "第2个dog cart")], [make_hyp("u1", "a b", "第二个dogcart")])
+    rates = {}
+    for profile in ("fair", "plain", "page"):
+        (record,) = [row for row in run_stage("--profile", profile) if row["metric"] == "MER"]
+        assert (record["profile"], record["profile_hash"]) == (profile, profile_hash(profile))
+        rates[profile] = record["errors"], record["ref_units"]
+    assert rates == {"fair": (0, 5), "plain": (3, 5), "page": (3, 5)}
