@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, hotwords, entropy and corpus."""
-=======
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, hotwords and entropy."""
->>>>>>> scoring
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, hotwords, entropy and corpus."""
 
 import argparse
 import json
