@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--units", type=Path, required=True, help="folder of stage 2: manifests with the audio and language of each utterance")
     parser.add_argument("--hyp", action="append", default=[], help="NAME=FILE: another system's texts; repeatable")
     parser.add_argument("--profiles", default="plain fair", help=f"text profiles to choose from on the page, of {', '.join(PROFILES)}")
-    parser.add_argument("--audio", choices=clip_audio.WAYS, default="copy", help="copy: FLAC beside the page; link: the corpus's files, by their paths")
+    parser.add_argument(
+        "--audio", choices=clip_audio.WAYS, default="copy", help="copy: FLAC beside the page; link: the corpus's files where they are"
+    )
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes that normalise texts, threads that read audio")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, exp/<corpus>/<tag>/13_report")
     return parser

@@ -1,5 +1,6 @@
 """The audio of the page's clips: a file that browsers play, and the picture of its loudness as a few numbers."""
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,7 @@ class ClipAudio:
     missing: str | None = None
 
 
-def clip_audio(
-    cuts: Mapping[Key, MonoCut], ids: Sequence[Key], names: Sequence[str], folder: Path, way: str, num_threads: int
-) -> list[ClipAudio]:
+def clip_audio(cuts: Mapping[Key, MonoCut], ids: Sequence[Key], names: Sequence[str], folder: Path, way: str, num_threads: int) -> list[ClipAudio]:
     """The audio of each id, in order.
 
     Args:
@@ -76,5 +75,5 @@ def peaks_of(samples: np.ndarray) -> list[int]:
     if not len(samples):
         return [0] * NUM_PEAKS
     edges = np.linspace(0, len(samples), NUM_PEAKS + 1).astype(int)
-    parts = (np.abs(samples[start : max(end, start + 1)]) for start, end in zip(edges, edges[1:], strict=False))
+    parts = (np.abs(samples[start : max(end, start + 1)]) for start, end in itertools.pairwise(edges))
     return [min(HIGHEST, round(HIGHEST * float(part.max(initial=0.0)))) for part in parts]

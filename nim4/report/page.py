@@ -19,6 +19,7 @@ from nim4.stage import atomic_write
 
 FOLDER = Path(__file__).parent / "page"
 PER_FILE = 20
+SPEED = ["RTF", "first text p50/p95 ms"]
 
 
 def write_page(folder: Path, report: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]) -> None:
@@ -98,7 +99,14 @@ def _columns(scored: Sequence[Sequence[ScoredSet]], names: Sequence[str], langua
     for number, under in enumerate(scored):
         sets += [number] * len(under[0].utts[0])
         spoken += [languages.get((under[0].test_set, utt.id)) for utt in under[0].utts[0]]
-    columns: dict[str, Any] = {"set": sets, "language": spoken, "errors": [], "units": [], "hallucinated": [], "changed": {name: [] for name in names}}
+    columns: dict[str, Any] = {
+        "set": sets,
+        "language": spoken,
+        "errors": [],
+        "units": [],
+        "hallucinated": [],
+        "changed": {name: [] for name in names},
+    }
     for profile in range(len(scored[0])):
         errors: list[list[int]] = [[] for _ in names]
         units, hallucinated, start = [], [[] for _ in names], 0
@@ -133,11 +141,13 @@ def words_table(scored: ScoredSet, records: Sequence[table.Row]) -> dict[str, An
         ]
         return {"title": f"{scored.test_set}: nothing is said", "set": scored.test_set, "header": header, "rows": rows, "note": ""}
     speed = {(row.record["config"], row.record["test_set"]): row.record for row in records}
-    header = _header(scored.metric, scored.systems[0].config)
-    rows = [
-        [*_rate_cells(system.config, row, row["versus_first"], scored.rows), *_speed_cells(row, speed.get((system.config, scored.test_set)))]
-        for system, row in zip(scored.systems, scored.rows, strict=True)
-    ]
+    header = [*_header(scored.metric, scored.systems[0].config), "made up (95 % CI)", *SPEED]
+    rows = []
+    for system, row in zip(scored.systems, scored.rows, strict=True):
+        share = row["made_up"]["hallucination"]
+        made_up = f"{share['k']} of {share['n']} [{share['ci_low']:.1f}, {share['ci_high']:.1f}] %"
+        cells = _rate_cells(system.config, row, row["versus_first"], scored.rows)
+        rows.append([*cells, made_up, *_speed_cells(speed.get((system.config, scored.test_set), {}))])
     note = f"{_note(scored.rows[0])}; made up: {scored.rows[0]['made_up']['rule']}"
     return {"title": f"{scored.test_set}, {scored.metric} %", "set": scored.test_set, "header": header, "rows": rows, "note": note}
 
@@ -146,14 +156,13 @@ def phones_table(block: table.Block) -> dict[str, Any]:
     """Phonemes of one test set, from the records of stage 12; it is the same under every profile of texts."""
     records = [row.record for row in block.rows]
     changes = zip(block.rows, block.differences, strict=True)
-    rows = [[*_rate_cells(row.label, row.record, change, records), *_speed_cells({}, row.record)] for row, change in changes]
-    header = _header(block.metric, block.rows[0].label)
+    rows = [[*_rate_cells(row.label, row.record, change, records), *_speed_cells(row.record)] for row, change in changes]
+    header = [*_header(block.metric, block.rows[0].label), *SPEED]
     return {"title": block.title, "set": block.test_set, "profile": None, "header": header, "rows": rows, "note": _note(records[0])}
 
 
 def _header(metric: str, first: str) -> list[str]:
-    errors = ["system", f"{metric} %", "95 % interval", f"vs {first}, points (95 % CI, P better)", "ins/del/sub", "missing"]
-    return [*errors, "made up (95 % CI)", "RTF", "first text p50/p95 ms"]
+    return ["system", f"{metric} %", "95 % interval", f"vs {first}, points (95 % CI, P better)", "ins/del/sub", "missing"]
 
 
 def _rate_cells(name: str, row: Mapping[str, Any], change: Difference | None, all_rows: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -163,15 +172,10 @@ def _rate_cells(name: str, row: Mapping[str, Any], change: Difference | None, al
     return [name, f"{row['rate']:.2f}", interval, versus, f"{row['insertions']}/{row['deletions']}/{row['substitutions']}", str(row["missing"])]
 
 
-def _speed_cells(row: Mapping[str, Any], record: Mapping[str, Any] | None) -> list[str]:
-    share = row.get("made_up", {}).get("hallucination")
-    record = record or {}
+def _speed_cells(record: Mapping[str, Any]) -> list[str]:
     wait = [record.get(f"first_text_{point}_ms") for point in ("p50", "p95")]
-    return [
-        f"{share['k']} of {share['n']} [{share['ci_low']:.1f}, {share['ci_high']:.1f}] %" if share else "-",
-        "-" if record.get("rtf") is None else f"{record['rtf']:.3f}",
-        "-" if None in wait else f"{wait[0]:.0f} / {wait[1]:.0f}",
-    ]
+    rtf = "-" if record.get("rtf") is None else f"{record['rtf']:.3f}"
+    return [rtf, "-" if None in wait else f"{wait[0]:.0f} / {wait[1]:.0f}"]
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ The file of figures says where each comes from, and, where a recipe of egs/ make
 there only where the metric is the same; its profile stands with it, since that of reported figures is not known.
 """
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def measured_in(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[str]]:
     for row in rows:
         record = row.record
         words = shlex.split(record.get("decode_command") or "")
-        units = next((value for option, value in zip(words, words[1:], strict=False) if option == "--units"), None)
+        units = next((value for option, value in itertools.pairwise(words) if option == "--units"), None)
         if units is not None:
             key = Path(units).parent.name, record["test_set"], record["metric"]
             rate = f"{record['rate']:.2f} [{record['ci_low']:.2f}, {record['ci_high']:.2f}]"
