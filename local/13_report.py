@@ -60,13 +60,13 @@ def profiles_of(given: str) -> list[str]:
     return names
 
 
-def word_metric(records: list[table.Row]) -> str:
-    """What stage 12 counted beside phonemes. Raises RecipeError when it counted no words."""
-    found = {row.record["metric"] for row in records} - {"PER"}
-    if len(found) != 1:
-        found_names = ", ".join(sorted(found)) or "phonemes alone"
-        raise RecipeError("--score", expected="one word metric", found=found_names, fix="decode and score a config that gives texts, e.g. offline")
-    return found.pop()
+def metric_of(records: list[table.Row], others: dict[str, Path]) -> str:
+    """What stage 12 counted beside phonemes, or PER where it counted nothing else. Raises RecipeError when other systems' texts do not fit that."""
+    found = [*dict.fromkeys(row.record["metric"] for row in records if row.record["metric"] != "PER"), "PER"][0]
+    if found == "PER" and others:
+        fix = "decode and score a config that gives texts, e.g. offline"
+        raise RecipeError("--hyp", expected="test sets scored in words or characters", found="phonemes alone", fix=fix)
+    return found
 
 
 def main() -> None:
@@ -85,8 +85,9 @@ def main() -> None:
     if stage.is_done():
         return
     records = table.read_rows([args.score])
-    metric = word_metric(records)
-    sets = clips.with_others(clips.by_test_set([read_set(folder) for folder in folders]), others)
+    metric = metric_of(records, others)
+    sets = clips.with_others(clips.by_test_set([read_set(folder) for folder in folders], metric), others)
+    profiles = ["phones"] if metric == "PER" else profiles
     scored = [[clips.score_set(systems, metric, profile, args.jobs) for profile in profiles] for systems in sets.values()]
     cuts: dict[tuple[str, str], MonoCut] = {(name, cut.id): cut for name in sets if name in manifests for cut in load_cuts(manifests[name])}
     languages = {key: cut.supervisions[0].language for key, cut in cuts.items() if cut.supervisions[0].language}

@@ -1,5 +1,6 @@
 """The audio of the page's clips: a file that browsers play, and the picture of its loudness as a few numbers."""
 
+import io
 import itertools
 import logging
 import os
@@ -60,7 +61,9 @@ def _one(cut: MonoCut | None, folder: Path, name: str, way: str) -> ClipAudio:
         return ClipAudio(None, (), f"it cannot be read ({str(error).partition(chr(10))[0][:120] or type(error).__name__})")
     peaks = peaks_of(samples)
     if way == "copy":
-        soundfile.write(folder / "audio" / f"{name}.flac", samples, cut.sampling_rate, format="FLAC", subtype="PCM_16")
+        flac = io.BytesIO()
+        soundfile.write(flac, samples, cut.sampling_rate, format="FLAC", subtype="PCM_16")
+        (folder / "audio" / f"{name}.flac").write_bytes(flac.getbuffer())  # which tells of a full disk as such; soundfile does not
         return ClipAudio(f"audio/{name}.flac", peaks)
     source = cut.recording.sources[0]
     if source.type != "file":

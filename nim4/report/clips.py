@@ -41,20 +41,18 @@ class ScoredSet:
         return not any(utt.ref for utt in self.utts[0])
 
 
-def by_test_set(decoded: Sequence[DecodedSet]) -> dict[str, list[DecodedSet]]:
-    """The systems of each test set that give texts there. Raises RecipeError when two have other references, or none gives a text at all."""
+def by_test_set(decoded: Sequence[DecodedSet], metric: str) -> dict[str, list[DecodedSet]]:
+    """The systems of each test set that give what `metric` counts there. Raises RecipeError when two have other references."""
     found: dict[str, list[DecodedSet]] = {}
     for one in decoded:
         first = found.setdefault(one.test_set, [])
         if first and first[0].refs != one.refs:
             where = f"{one.config}/{one.test_set}"
             raise RecipeError(where, expected=f"the references of {first[0].config}", found="others", fix="run stage 11 again for both")
-        if one.has_text or all(hyp.error is not None for hyp in one.hyps.values()):
+        counted = one.has_phones if metric == "PER" else one.has_text
+        if counted or all(hyp.error is not None for hyp in one.hyps.values()):
             first.append(one)
-    found = {test_set: systems for test_set, systems in found.items() if systems}
-    if not found:
-        raise RecipeError("--decode", expected="a decode config that gives texts", found="phonemes alone", fix="decode with another, e.g. offline")
-    return found
+    return {test_set: systems for test_set, systems in found.items() if systems}
 
 
 def with_others(sets: Mapping[str, list[DecodedSet]], others: Mapping[str, Path]) -> dict[str, list[DecodedSet]]:
@@ -86,12 +84,14 @@ def score_set(systems: Sequence[DecodedSet], metric: str, profile: str, num_proc
     """All systems of one test set, each against the first.
 
     Args:
-        metric: MER, CER or WER.
-        profile: one of profiles.PROFILES.
+        metric: MER, CER, WER; or PER, of which phonemes are the units.
+        profile: one of profiles.PROFILES; `phones` for PER.
     """
-    refs, hyps = normalised(systems[0].refs, [system.hyps for system in systems], profile, num_processes=num_processes)
+    refs, hyps = systems[0].refs, [system.hyps for system in systems]
+    if metric != "PER":
+        refs, hyps = normalised(refs, hyps, profile, num_processes=num_processes)
     scored = [tuple(score_normalised(refs, own, metric, profile)) for own in hyps]
-    mixed = scored if metric == "MER" else [score_normalised(refs, own, "MER", profile) for own in hyps]
+    mixed = scored if metric in ("MER", "PER") else [score_normalised(refs, own, "MER", profile) for own in hyps]
     hallucinated = [frozenset(i for i, utt in enumerate(utts) if is_hallucinated(utt.ref, utt.hyp)) for utts in mixed]
     test_set, rows = systems[0].test_set, []
     for system, utts, mixed_utts in zip(systems, scored, mixed, strict=True):
@@ -114,7 +114,7 @@ def changed_by_hotwords(systems: Sequence[DecodedSet]) -> dict[str, tuple[str, f
     for system in systems:
         twin = next((other for other in systems if _uses_hotwords(system) and not _uses_hotwords(other) and _same_else(system, other)), None)
         if twin is not None:
-            texts = [[_text(one.hyps.get(ref.id)) for ref in system.refs] for one in (system, twin)]
+            texts = [[_text(one.hyps.get(ref.id), "text") for ref in system.refs] for one in (system, twin)]
             found[system.config] = twin.config, frozenset(i for i, (a, b) in enumerate(zip(*texts, strict=True)) if a != b)
     return found
 
@@ -133,8 +133,8 @@ def _same_else(a: DecodedSet, b: DecodedSet) -> bool:
     return both[0] == both[1] != {} and a.done.get("model") == b.done.get("model")
 
 
-def _text(hyp: Hypothesis | None) -> str:
-    return "" if hyp is None or hyp.error is not None else hyp.text or ""
+def _text(hyp: Hypothesis | None, kind: str) -> str:
+    return "" if hyp is None or hyp.error is not None else getattr(hyp, kind) or ""
 
 
 def clips_of(under: Sequence[ScoredSet], names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -145,6 +145,7 @@ def clips_of(under: Sequence[ScoredSet], names: Sequence[str]) -> Iterator[dict[
         names: of all systems of the page, in its order; one that the set lacks is None in `systems`.
     """
     systems = {system.config: (index, system, _events(system.events)) for index, system in enumerate(under[0].systems)}
+    kind = "phones" if under[0].metric == "PER" else "text"
     for place, ref in enumerate(under[0].systems[0].refs):
         rows: list[dict[str, Any] | None] = []
         for name in names:
@@ -155,7 +156,7 @@ def clips_of(under: Sequence[ScoredSet], names: Sequence[str]) -> Iterator[dict[
             hyp, utts = system.hyps.get(ref.id), [scored.utts[index][place] for scored in under]
             given = _settings(system).get("hotwords") or []
             row = {
-                "text": _text(hyp),
+                "text": _text(hyp, kind),
                 "missing": _missing(hyp, utts[0]),
                 "scores": [[utt.errors, len(utt.ref), pairs_of(utt)] for utt in utts],
                 "hints": list(dict.fromkeys([*given, *(hyp.hints or () if hyp else ())])) if _uses_hotwords(system) else None,

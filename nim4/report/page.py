@@ -59,14 +59,14 @@ def report_of(
     """
     names = names_of(scored)
     blocks = table.make_blocks([row for row in records if row.record["metric"] == "PER"])
+    words = [words_table(one, records) | {"profile": i} for i, of in enumerate(zip(*scored, strict=True)) for one in of if one.metric != "PER"]
     return {
         "title": title,
         "metric": scored[0][0].metric,
         "profiles": [one.profile for one in scored[0]],
         "systems": names,
         "sets": [under[0].test_set for under in scored],
-        "tables": [words_table(one, records) | {"profile": i} for i, of in enumerate(zip(*scored, strict=True)) for one in of]
-        + [phones_table(block) for block in blocks],
+        "tables": [*words, *(phones_table(block) for block in blocks)],
         "reported": reported,
         "notes": _notes(scored),
         "perFile": PER_FILE,

@@ -207,15 +207,30 @@ def test_inputs_that_cannot_be(fresh, monkeypatch):
     assert not (fresh / "other").exists()
 
 
-def test_without_scores_of_words(fresh, monkeypatch):
-    records = read_jsonl(fresh / "12_score" / "records.jsonl")
-    write_rows(fresh / "12_score" / "records.jsonl", [record | {"metric": "PER"} for record in records])
+def test_without_stage_12(fresh, monkeypatch):
     (fresh / "12_score" / "done.json").unlink()
     with pytest.raises(RecipeError, match="product of an earlier stage"):
         run_program(monkeypatch, "13_report", *options(fresh, "other"))
-    (fresh / "12_score" / "done.json").write_text("{}")
-    with pytest.raises(RecipeError, match="one word metric"):
-        run_program(monkeypatch, "13_report", *options(fresh, "other"))
+
+
+def test_phonemes_alone(fresh, monkeypatch):
+    """A decode config of CTC on an open set writes no words: the page then compares phonemes."""
+    shutil.rmtree(fresh / "11_decode")
+    refs = [{"id": f"u{i:02d}", "phones": "b ei3 j ing1", "text": "北京", "speaker": "s1", "audio_s": 2.0} for i in range(3)]
+    folder = fresh / "11_decode" / "ctc_greedy" / "test"
+    write_rows(folder / "refs.jsonl", refs)
+    facts = {"text": None, "audio_s": 2.0, "wall_s": 0.1, "error": None}
+    write_rows(folder / "hyps.jsonl", [{"id": ref["id"], "phones": "b ei3 j in1", **facts} for ref in refs])
+    (folder / "done.json").write_text(json.dumps({"made_from": {}, "commit": "abc1234", "model": "exp/made/base/3_pretrain"}))
+    run_program(monkeypatch, "12_score", "--decode", fresh / "11_decode", "--out", fresh / "12_score")
+    run_program(monkeypatch, "13_report", *options(fresh))
+    report, clip = report_in(fresh), clips_in(fresh)["u01"]
+    assert (report["metric"], report["profiles"], [table["title"] for table in report["tables"]]) == ("PER", ["phones"], ["test, PER %"])
+    assert report["tables"][0]["rows"][0][:2] == ["ctc_greedy", "25.00"]
+    assert (clip["ref"], clip["systems"][0]["text"]) == ("北京", "b ei3 j in1")
+    assert clip["systems"][0]["scores"] == [[1, 4, ["b", "ei3", "j", ["ing1", "in1"]]]]
+    with pytest.raises(RecipeError, match="expected test sets scored in words or characters"):
+        run_program(monkeypatch, "13_report", *options(fresh, "other"), "--hyp", f"theirs={fresh / 'theirs.tsv'}")
 
 
 def test_reported_figures_stand_beside_measured_ones(made):

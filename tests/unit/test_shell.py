@@ -134,7 +134,7 @@ def test_help_is_the_header(repository):
     assert done.stdout.startswith("A demonstration.\n\nOptions")
     lines = [line.split(None, 1) for line in done.stdout.splitlines()[3:]]
     assert lines == [
-        ["--stop-stage", "last stage (default: 12)"],
+        ["--stop-stage", "last stage (default: 13)"],
         ["--name", "what it is called (default: x)"],
         ["--verbose", "true: say more (default: false)"],
         ["--set", "KEY=VALUE (repeatable)"],
@@ -150,7 +150,7 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert done.returncode == 0, done.stderr
     programs = [arguments[0] for arguments in calls(repository)]
     trained = ("03_pretrain", "04_align", "05_ia_sft", "06_joint_sft", "07_context_sft", "08_grpo", "09_phoneme_head")
-    assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", *trained, "10_hotwords", "11_decode", "12_score")]
+    assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", *trained, "10_hotwords", "11_decode", "12_score", "13_report")]
     prepare, fbank, units, pretrain, *tuned, _, decode, score = calls(repository)
     folders = [f"exp/mini/base/{int(name[:2])}{name[2:]}" for name in trained]
     assert [value_of(call, "--out") for call in (pretrain, *tuned)] == folders
@@ -272,8 +272,8 @@ def test_decoding_looks_hints_up_in_the_index_that_is_there(repository, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage", "14"], "--stage 14: expected a stage that exists, found 14. Fix: one of 0 1 2 3 4 5 6 7 8 9 10 11 12"),
-        (["--only", "13"], "one of 0 1 2 3 4 5 6 7 8 9 10 11 12"),
+        (["--stage", "14"], "--stage 14: expected a stage that exists, found 14. Fix: one of 0 1 2 3 4 5 6 7 8 9 10 11 12 13"),
+        (["--only", "15"], "one of 0 1 2 3 4 5 6 7 8 9 10 11 12 13"),
         (["--only", "x"], "--only: expected the number of a stage"),
         (["--stop-stage", ""], "--stop-stage: expected the number of a stage"),
         (["--stage", "3", "--stop-stage", "2"], "--stop-stage: expected a number from --stage 3 on"),
