@@ -134,7 +134,7 @@ def test_help_is_the_header(repository):
     assert done.stdout.startswith("A demonstration.\n\nOptions")
     lines = [line.split(None, 1) for line in done.stdout.splitlines()[3:]]
     assert lines == [
-        ["--stop-stage", "last stage (default: 13)"],
+        ["--stop-stage", "last stage (default: 12)"],
         ["--name", "what it is called (default: x)"],
         ["--verbose", "true: say more (default: false)"],
         ["--set", "KEY=VALUE (repeatable)"],
