@@ -39,7 +39,8 @@ def as_tables(path: Path, measured: Measured) -> list[dict[str, Any]]:
     """
     content = read_json(path)
     try:
-        return [_table(content, name, title, measured) for name, title in TITLES.items()]
+        names = {row["table"] for row in content["rows"]}
+        return [_table(content, name, title, measured) for name, title in TITLES.items() if name in names]
     except (KeyError, TypeError, AttributeError) as error:
         found = f"no {error}"
         raise RecipeError(path, expected="reported figures: source, rows, benchmark, values", found=found, fix="restore the file") from error
