@@ -88,11 +88,12 @@ async function refresh(wanted = 0) {
   try {
     clips = await Promise.all(shown.map(clipAt));
   } catch (error) {
-    tell(error.message);
+    if (own === turn) tell(error.message);
     return;
   }
   if (own !== turn) return;
   tell("");
+  for (const audio of document.querySelectorAll("audio")) audio.pause(); // one that is taken off the page would go on
   at("list").replaceChildren(...clips.map((clip) => clipItem(clip, view)));
   at("list").start = page * PER_PAGE + 1;
   const range = `${page * PER_PAGE + 1} to ${page * PER_PAGE + shown.length} of ${places.length}`;
