@@ -14,7 +14,7 @@ set -euo pipefail
 # What to run
 corpus=mini                         # folder of egs/, whose run.sh gives the facts from --source to --lexicon
 stage=0                             # first stage to run
-stop_stage=12                       # last stage to run
+stop_stage=13                       # last stage to run
 only=                               # the one stage to run, instead of the two above
 tag=base                            # name of the experiment: results go to EXP_DIR/CORPUS/TAG
 preset=mini                         # size of model and training: local/conf/{model,train}/PRESET.yaml
@@ -196,6 +196,10 @@ fi
 
 if stage 12 score "error rates with intervals, speed and latency"; then
   python local/12_score.py --decode "$exp/11_decode" --out "$exp/12_score" --metric "$metric" --profile "$profile"
+fi
+
+if stage 13 report "a page that compares the systems clip by clip"; then
+  python local/13_report.py --decode "$exp/11_decode" --score "$exp/12_score" --units "$data/units" --profiles "$profile fair" --out "$exp/13_report"
 fi
 
 end_stages

@@ -3,8 +3,8 @@
 
 A table stands between <!-- NAME:begin --> and <!-- NAME:end -->. NAME `benchmarks` is results/benchmarks.jsonl, which
 `benchmarks/run_all.sh` adds to; `page_clips` is results/reported/clips.json, scored again; `baselines` is
-results/baselines/record.json, which `python -m nim4 score --out` writes; any other NAME is the runs kept in results/NAME/,
-compared with each other.
+results/baselines/record.json, which `python -m nim4 score --out` writes; `reported` is results/reported/tables.json, beside what the
+kept runs measured on the same sets; any other NAME is the runs kept in results/NAME/, compared with each other.
 
 Examples:
   utils/results.py                                             write every table again
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 import nim4.stage
 from nim4.config import RecipeError
-from nim4.report import baselines, benchmarks, page_clips
+from nim4.report import baselines, benchmarks, page_clips, reported
 from nim4.score import table
 from nim4.score.record import utterances_path
 
@@ -85,6 +85,9 @@ def render(name: str, results: Path) -> str:
         return page_clips.as_markdown(results / "reported" / "clips.json")
     if name == "baselines":
         return baselines.as_markdown(results / "baselines" / "record.json")
+    if name == "reported":
+        kept = [order.parent / tag for order in sorted(results.glob(f"*/{ORDER}")) for tag in order.read_text(encoding="utf-8").split()]
+        return reported.as_markdown(results / "reported" / "tables.json", reported.measured_in(table.read_rows(kept)))
     order = results / name / ORDER
     if not order.is_file():
         raise RecipeError(f"block {name}", expected=f"kept runs in {order.parent}", found="none", fix=f"utils/results.py --keep {name} EXP_DIR...")

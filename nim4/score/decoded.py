@@ -40,6 +40,7 @@ class Hypothesis:
     audio_s: float
     wall_s: float | None  # seconds spent decoding; None = not measured
     error: str | None  # why decoding failed; None = it did not
+    hints: tuple[str, ...] | None = None  # that were looked up for it; None = this decoder looks up none
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,12 @@ def _read_hypotheses(path: Path) -> list[Hypothesis]:
     for number, row in enumerate(rows, 1):
         if row["phones"] is None and row["text"] is None and row["error"] is None:
             raise RecipeError(f"{path}, row {number}", expected="'phones' or 'text' (\"\" for none) unless 'error' is set", found="null", fix=RERUN)
-    return [Hypothesis(row["id"], row["phones"], row["text"], row["audio_s"], row["wall_s"], row["error"]) for row in rows]
+        found = row.get("hints")
+        if found is not None and not (isinstance(found, list) and all(isinstance(hint, str) for hint in found)):
+            raise RecipeError(f"{path}, row {number}", expected="'hints' as a list of texts, or none", found=repr(found)[:80], fix=RERUN)
+    hints = [None if row.get("hints") is None else tuple(row["hints"]) for row in rows]
+    values = [[row[key] for key in ("id", "phones", "text", "audio_s", "wall_s", "error")] for row in rows]
+    return [Hypothesis(*own, found) for own, found in zip(values, hints, strict=True)]
 
 
 def _read_events(path: Path) -> tuple[Event, ...]:

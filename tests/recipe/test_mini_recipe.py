@@ -20,10 +20,10 @@ TEST_SETS = (*CLOSED, "test_sent", "test_noise")
 TRAINED = ("3_pretrain", "4_align", "5_ia_sft", "6_joint_sft", "7_context_sft", "8_grpo", "9_phoneme_head")
 PRODUCTS = [Path("corpora/mini") / name for name in ("manifests", "fbank", "units")] + [
     Path("results/mini/base") / name
-    for name in (*TRAINED, "10_hotwords", "12_score", *(f"11_decode/{config}/{test}" for config in CONFIGS for test in TEST_SETS))
+    for name in (*TRAINED, "10_hotwords", "12_score", "13_report", *(f"11_decode/{config}/{test}" for config in CONFIGS for test in TEST_SETS))
 ]
 MODEL = Path("3_pretrain/model.safetensors")
-SKIPPING_CPU_S = 150  # twelve programs that import torch and see that there is nothing to do: half of it, with a margin for a busy machine
+SKIPPING_CPU_S = 150  # programs that import torch and see that there is nothing to do: half of it, with a margin for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_stage_leaves_its_product(folder, first):
     assert not list(folder.rglob("*.tmp"))
     assert (folder / "results/mini/base" / MODEL).stat().st_size > 100_000
     assert len(read_jsonl(folder / "results/mini/base/3_pretrain/metrics.jsonl")) > 0
-    for line in ("stage 0 prepare: done", "stage 3 pretrain: done", "stage 12 score: done"):
+    for line in ("stage 0 prepare: done", "stage 3 pretrain: done", "stage 12 score: done", "stage 13 report: done"):
         assert line in first.stderr
     counts = read_json(folder / "corpora/mini/manifests/done.json")["utterances"]
     assert max(counts.values()) == 24, counts

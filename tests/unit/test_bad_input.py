@@ -46,7 +46,7 @@ def all_made(units, trained, tmp_path_factory):
     shutil.copytree(trained, folder / "model")
     make_aishell(folder / "source")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("00_prepare", "11_decode", "12_score"):
+        for name in ("00_prepare", "11_decode", "12_score", "13_report"):
             run_program(patch, name, *options_of(name, folder))
     return folder
 
@@ -72,6 +72,10 @@ def options_of(name, folder, changed=False):
             ["--closed", "test", "--lexicon", folder / "words.txt"],
         ),
         "12_score": (["--decode", folder / "decode", "--out", folder / "score"], ["--metric", "cer"]),
+        "13_report": (
+            ["--decode", folder / "decode", "--score", folder / "score", "--units", folder / "units", "--out", folder / "report", "--jobs", 1],
+            ["--audio", "link"],
+        ),
     }[name]
     return [*options, *(change if changed else [])]
 
@@ -83,6 +87,7 @@ PRODUCTS = {
     "03_pretrain": "model",
     "11_decode": "decode/ctc_streaming/test",
     "12_score": "score",
+    "13_report": "report",
 }
 
 

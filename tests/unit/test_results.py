@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_compare import write_scores
 
+from nim4 import stage
 from nim4.config import RecipeError
 from nim4.report import baselines, benchmarks
 from nim4.score import table
@@ -108,6 +109,32 @@ def test_kept_runs_give_the_table_of_the_runs(results, tmp_path):
     results("--keep", "cr_ctc", runs[1])
     assert sorted(path.name for path in (tmp_path / "results" / "cr_ctc").iterdir()) == ["base", "runs.txt"]
     assert "plain:" not in path.read_text(encoding="utf-8")
+
+
+def test_reported_figures_stand_beside_kept_runs_of_the_same_set_and_metric(results, tmp_path):
+    for corpus in ("aishell", "mini"):
+        write_scores(tmp_path / corpus / "12_score", ["ctc_greedy"], decode_command=f"local/11_decode.py --model m --units data/{corpus}/units")
+        results("--keep", corpus, tmp_path / corpus)
+    row = {
+        "table": "public",
+        "group": "Mandarin",
+        "benchmark": "AISHELL-1",
+        "subset": None,
+        "values": {"theirs": 1.5},
+        "corpus": "aishell",
+        "set": "test",
+    }
+    content = {"source": "their page", "rows": [row | {"metric": "MER"}, row | {"metric": "CER"}]}
+    (tmp_path / "results" / "reported").mkdir()
+    (tmp_path / "results" / "reported" / "tables.json").write_text(json.dumps(content))
+    path = page(tmp_path, "reported")
+    results()
+    _, _, title, _, header, _, *rows, _ = path.read_text(encoding="utf-8").splitlines()
+    assert title == "**Public test sets**, reported: their page"
+    assert header == "| group | test set | metric | reported: theirs | measured here |"
+    (record,) = [one for one in stage.read_jsonl(tmp_path / "results/aishell/aishell/records.jsonl") if one["metric"] == "MER"]
+    here = f"aishell:ctc_greedy {record['rate']:.2f} [10.00, 90.00] (plain 0123456789ab)"
+    assert rows == [f"| Mandarin | AISHELL-1 | MER | 1.50 | {here} |", "| Mandarin | AISHELL-1 | CER | 1.50 | - |"]
 
 
 def test_what_cannot_be_kept_leaves_the_kept_alone(results, tmp_path):

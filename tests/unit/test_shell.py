@@ -150,8 +150,10 @@ def test_plain_run_is_mini_from_anywhere(repository):
     assert done.returncode == 0, done.stderr
     programs = [arguments[0] for arguments in calls(repository)]
     trained = ("03_pretrain", "04_align", "05_ia_sft", "06_joint_sft", "07_context_sft", "08_grpo", "09_phoneme_head")
-    assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", *trained, "10_hotwords", "11_decode", "12_score")]
-    prepare, fbank, units, pretrain, *tuned, _, decode, score = calls(repository)
+    others = ("10_hotwords", "11_decode", "12_score", "13_report")
+    assert programs == [f"local/{name}.py" for name in ("00_prepare", "01_fbank", "02_units", *trained, *others)]
+    prepare, fbank, units, pretrain, *tuned, _, decode, score, report = calls(repository)
+    assert value_of(report, "--score") == value_of(score, "--out") == "exp/mini/base/12_score"
     folders = [f"exp/mini/base/{int(name[:2])}{name[2:]}" for name in trained]
     assert [value_of(call, "--out") for call in (pretrain, *tuned)] == folders
     assert [value_of(call, "--init") for call in tuned] == folders[:-1]
@@ -234,7 +236,7 @@ def test_paths_are_seen_from_where_the_user_stands(repository):
 
 def test_init_is_for_the_first_training_stage(repository):
     start(repository, repository / "run.sh", "--stage", "6", "--init", "exp/mini/base/4_align", "--tag", "no_ia_sft")
-    joint, context, grpo, head, _, decode, _ = calls(repository)
+    joint, context, grpo, head, _, decode, *_ = calls(repository)
     assert value_of(joint, "--init") == "exp/mini/base/4_align"
     before = ["6_joint_sft", "7_context_sft", "8_grpo"]
     assert [value_of(call, "--init") for call in (context, grpo, head)] == [f"exp/mini/no_ia_sft/{name}" for name in before]
@@ -272,8 +274,8 @@ def test_decoding_looks_hints_up_in_the_index_that_is_there(repository, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage", "14"], "--stage 14: expected a stage that exists, found 14. Fix: one of 0 1 2 3 4 5 6 7 8 9 10 11 12"),
-        (["--only", "13"], "one of 0 1 2 3 4 5 6 7 8 9 10 11 12"),
+        (["--stage", "14"], "--stage 14: expected a stage that exists, found 14. Fix: one of 0 1 2 3 4 5 6 7 8 9 10 11 12 13"),
+        (["--only", "15"], "one of 0 1 2 3 4 5 6 7 8 9 10 11 12 13"),
         (["--only", "x"], "--only: expected the number of a stage"),
         (["--stop-stage", ""], "--stop-stage: expected the number of a stage"),
         (["--stage", "3", "--stop-stage", "2"], "--stop-stage: expected a number from --stage 3 on"),
