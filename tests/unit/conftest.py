@@ -1,7 +1,9 @@
 """What the tests of the model, its training and its decoding share."""
 
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -20,6 +22,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Where tests of web pages leave what they saw."""
+    folder = Path(os.environ.get("NIM4_PAGE_PICTURES") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class Command:

@@ -3,7 +3,6 @@
 Pictures of the page are kept in $NIM4_PAGE_PICTURES, or in pytest's folder.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -67,13 +66,6 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--autoplay-policy=no-user-gesture-required"])
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = Path(os.environ.get("NIM4_PAGE_PICTURES") or tmp_path_factory.mktemp("pictures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class Visit:

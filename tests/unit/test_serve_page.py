@@ -4,7 +4,6 @@ Pictures of the page are kept in $NIM4_PAGE_PICTURES, or in pytest's folder.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -63,13 +62,6 @@ def browser(audio):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = Path(os.environ.get("NIM4_PAGE_PICTURES") or tmp_path_factory.mktemp("pictures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class Page:
