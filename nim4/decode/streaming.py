@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -176,6 +176,8 @@ def new_rows(model: SpeechLlm) -> Rows:
 @dataclass(frozen=True, eq=False)
 class Adapt:
     """(1, S, D) encoder frames that are to become embeddings; a tail that fills none is padded."""
+
+    order: ClassVar[int] = 2
 
     model: SpeechLlm
     frames: Tensor

@@ -33,7 +33,9 @@ def _add_norm(x, more, weight, y, D, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
 def add_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """Adds `more` (T, D) to `x` (T, D) in place, and returns the RMS norm of the sum."""
     y = torch.empty_like(x)
-    _add_norm[(len(x),)](x, x if more is None else more, weight, y, x.shape[1], eps, more is not None, triton.next_power_of_2(x.shape[1]), num_warps=8)
+    _add_norm[(len(x),)](
+        x, x if more is None else more, weight, y, x.shape[1], eps, more is not None, triton.next_power_of_2(x.shape[1]), num_warps=8
+    )
     return y
 
 
@@ -162,7 +164,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, places: Tensor, positi
         queries: (T, G H, W).
         keys, values: (rows, columns, H, W), contiguous.
         places, positions: (T,) int32, row and column of each token.
-        starts, counts: (T,) int32, blocks of neighbouring tokens of one row: the first, and how many; 0 = no block. A token of no block has no result.
+        starts, counts: (T,) int32, blocks of neighbouring tokens of one row: the first, and how many; 0 = none. A token of no block has no result.
     Returns:
         (T, G H W).
     """

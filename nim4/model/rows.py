@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -55,6 +55,8 @@ class Read:
         num_wanted: behind each of the last so many tokens, the model's first choice is wanted.
         speech: (A, D) embeddings that stand before `ids`; None = none.
     """
+
+    order: ClassVar[int] = 3
 
     rows: "Rows"
     row: Row

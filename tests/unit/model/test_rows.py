@@ -32,7 +32,11 @@ def way(request):
         return qwen3.FlatQwen3(model, place, plain_kernels)
 
     why_not = (lambda model: qwen3.why_not_of_shape(model, model.config)) if request.param == "flat" else qwen3.why_not
-    with patch.object(rows_module, "why_not", why_not), patch.object(rows_module, "FlatQwen3", flat), patch.object(rows_module, "MORE_COLUMNS", COLUMNS):
+    with (
+        patch.object(rows_module, "why_not", why_not),
+        patch.object(rows_module, "FlatQwen3", flat),
+        patch.object(rows_module, "MORE_COLUMNS", COLUMNS),
+    ):
         yield request.param
 
 
