@@ -1,7 +1,7 @@
 """The fast way through Qwen3 on a GPU: tokens of many rows in one flat list, few kernels, one CUDA graph for each length of the list.
 
     rows    A: 1 token    B: 30 tokens    C: 1 token        a pass costs what its tokens cost: none is padded to the width of another
-    list    [ a | b b b b b b ... b | c | 0 0 0 ]           padded to a length that is recorded; each token reads the keys of its own row where they are
+    list    [ a | b b b b b b ... b | c | 0 0 0 ]           padded to a length that is recorded; a token reads the keys of its row where they are
 
 The same weights as the model's, nothing is trained here; nim4/model/rows.py has the other way, for any model and any device. Ours.
 """
