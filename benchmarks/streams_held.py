@@ -278,14 +278,14 @@ def main() -> None:
     recordings = Recordings(measured)
     recogniser = Recogniser(measured.model, rows=measured.rows(args.most, args.utterance_s))
     said = [Said(*in_chunks(measured.model, recordings.samples(number, args.utterance_s))) for number in range(NUM_RECORDINGS)]
-    with measured.scripted():
-        warm_up(recogniser, said[0], min(args.streams[0], 16))
     rows: list[dict[str, Any]] = []
     kept = None
     for way, first, tries in zip((TOGETHER, ALONE), args.streams, args.tries, strict=True):
         search = Search(first, args.most, tries)
         while search.following is not None:
             try:
+                with measured.scripted():
+                    warm_up(recogniser, said[0], min(search.following, 16) if way == TOGETHER else 1)
                 row = held(measured, recogniser, said, search.following, way, args)
             except torch.OutOfMemoryError:
                 row = {"streams": search.following, "way": f"{way}: out of memory", "holds": "no"} | dict.fromkeys(COLUMNS, "-")

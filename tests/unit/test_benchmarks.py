@@ -411,7 +411,7 @@ def test_faults_are_not_hidden_by_a_thread(streams_held):
             streams_held[1](hear)
 
 
-def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, load_module, monkeypatch):
+def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, monkeypatch):
     real = Recogniser.hear
 
     def small(recogniser, jobs):
@@ -438,7 +438,6 @@ def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, load_modu
         "--utterance-s",
         1,
     ]
-    monkeypatch.setattr(load_module("streams_held"), "warm_up", lambda *_: None)
     (record,) = benchmark_tables("streams_held", *options)
     told = [(row["streams"], row["way"]) for row in record["rows"]]
     assert told == [(4, "together: out of memory"), (1, "one by one")]
