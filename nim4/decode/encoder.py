@@ -112,8 +112,10 @@ def _forward(model: PhonemeModel, x: Tensor, lens: Tensor | None, num_frames: Te
 
 def _encode(chunks: Sequence[Encode]) -> Encoded:
     """Chunks of one width, none of them padded by more than the features at the end of a stream."""
-    x, lens = _features(chunks, chunks[0].width), torch.tensor([len(chunk.features) for chunk in chunks])
-    return _forward(chunks[0].model, x, lens if lens.min() < x.shape[1] else None, None, ConformerState.join([chunk.state for chunk in chunks]))
+    model, lens = chunks[0].model, [len(chunk.features) for chunk in chunks]
+    x = _features(chunks, chunks[0].width).to(model.mean.device)
+    end = torch.tensor(lens, device=x.device) if min(lens) < x.shape[1] else None
+    return _forward(model, x, end, None, ConformerState.join([chunk.state for chunk in chunks]))
 
 
 # ---------------------------------------------------------------------------------------------------------- on a GPU: recorded

@@ -25,7 +25,6 @@ class Graphs(Generic[Size]):
     def __init__(self, make: Callable[[Size], Sequence[Tensor]], work: Callable[..., Any]):
         self._make, self._work = make, work
         self._made: dict[Size, tuple[Sequence[Tensor], torch.cuda.CUDAGraph | None, Any]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None  # shared: results are used up before the next run
 
     def forget(self) -> None:
         """To be called when something that the function reads has moved."""
@@ -54,6 +53,8 @@ class Graphs(Generic[Size]):
                 self._work(*inputs)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # All share memory, since results are used up before the next run: that of a graph which is still there; what forgotten ones had is gone.
+        pool = next((other.pool() for _, other, _ in self._made.values() if other is not None), None)
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = self._work(*inputs)
         return graph, outputs

@@ -33,7 +33,8 @@ def numbers(*shape, seed=0, dtype=torch.float32):
 
 def check(found, expected):
     assert found.dtype == expected.dtype
-    assert (found.float() - expected.float()).norm() <= (1e-5 if found.dtype == torch.float32 else 1e-2) * expected.float().norm()
+    distance = float((found.float() - expected.float()).norm() / expected.float().norm())
+    assert distance <= (1e-5 if found.dtype == torch.float32 else 1e-2)
 
 
 @with_kernels
@@ -54,7 +55,7 @@ def test_norms_and_gates(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if ON_GPU else [])])  # the interpreter multiplies the bits of bf16
 @pytest.mark.parametrize(("groups", "heads", "width"), [(2, 2, 16), (1, 1, 32), (3, 2, 16)])
 def test_keys_are_kept_and_seen(groups, heads, width, dtype):
-    """Rows of 1, 19 and 2 new tokens behind 70, 0 and 5 others, and padding that goes to a row of its own."""
+    """Rows of 1, 19 and 2 new tokens behind 70, 0 and 5 others, and padding that goes to a row of its own, in whatever order."""
     from nim4.model import qwen3_kernels as kernels
 
     rows = [(2, 70, 1), (0, 0, 19), (3, 5, 2)]
@@ -81,7 +82,7 @@ def test_keys_are_kept_and_seen(groups, heads, width, dtype):
         seen.append((queries, way.attend(queries, keys, values, places, positions, starts, counts)[:num_tokens]))
     for found, expected in zip(*seen, strict=True):
         check(found, expected)
-    check(*tables)
+    check(*(table[:, [0, 2, 3]] for table in tables))
 
 
 def test_weights_are_joined_once_and_stay_what_they_are():
