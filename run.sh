@@ -22,7 +22,7 @@ set=()                              # KEY=VALUE on top of stage 3's settings, e.
 init=                               # model folder that the first training stage starts from, or that decoding reads when none is run
 snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
 entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
-decode="ctc_greedy ctc_streaming offline streaming"   # decode configurations, files of local/conf/decode/
+decode="ctc_greedy ctc_streaming offline offline_rescored streaming"   # decode configurations, files of local/conf/decode/
 hotword_list=                       # word list of names for stage 10: the index in which decode configs with hotwords look up hints
 hotwords=                           # words separated by commas: hints to the speech LLM in stage 11
 

@@ -20,6 +20,9 @@ def read_decode_config(name: str) -> DecodeConfig:
     if config.num_beams < 1 or (config.num_beams > 1 and (config.method != "llm" or config.streaming)):
         expected = "1, or more with method llm and whole utterances"
         raise RecipeError(f"{path}: num_beams", expected=expected, found=config.num_beams, fix="correct the file")
+    if not 0 <= config.ctc_weight <= 1 or (config.ctc_weight and config.num_beams == 1):
+        expected = "0, or up to 1 with num_beams of at least 2"
+        raise RecipeError(f"{path}: ctc_weight", expected=expected, found=config.ctc_weight, fix="correct the file")
     if config.hotwords not in ("none", "exact", "lattice") or (config.hotwords != "none" and (config.method != "llm" or config.max_hints < 1)):
         expected = "none, or exact or lattice with method llm and max_hints of at least 1"
         raise RecipeError(f"{path}: hotwords", expected=expected, found=f"{config.hotwords}, {config.max_hints}", fix="correct the file")

@@ -312,6 +312,7 @@ class DecodeConfig:
 
     method: str = "ctc_greedy"  # ctc_greedy | llm
     num_beams: int = 1  # llm: 1 = greedy
+    ctc_weight: float = 0.0  # llm, more than one beam: of the phoneme head's say in which of them is the result
     hotwords: str = "none"  # llm: exact | lattice: hints are looked up in the index of stage 10 by the phoneme head's output (paper: exact)
     max_hints: int = 10  # ours, see nim4/decode/hotword_hints.py
     streaming: bool = False

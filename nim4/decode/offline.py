@@ -18,6 +18,7 @@ from nim4.decode.hotword import HotwordIndex, HotwordView
 from nim4.decode.hotword_hints import MAX_HINTS, Hints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
 from nim4.decode.processes import in_processes
+from nim4.decode.rescoring import CtcRescorer
 from nim4.model.asr import SpeechLlm
 
 Result = TypeVar("Result")
@@ -75,18 +76,38 @@ def features_of(recordings: Sequence[np.ndarray], device: torch.device) -> tuple
     return pad_sequence(features, batch_first=True).to(device), lens
 
 
-def transcripts(model: SpeechLlm, recordings: Sequence[np.ndarray], *, hints: Sequence[Sequence[str]] | None = None, num_beams: int = 1) -> list[str]:
+@torch.inference_mode()
+def transcripts(
+    model: SpeechLlm,
+    recordings: Sequence[np.ndarray],
+    *,
+    hints: Sequence[Sequence[str]] | None = None,
+    num_beams: int = 1,
+    rescorer: CtcRescorer | None = None,
+) -> list[str]:
     """Texts of whole recordings by the speech LLM, with full context, in one padded batch.
 
     Args:
         model: in evaluation mode.
         hints: per recording, words that may occur in it.
         num_beams: 1 = greedy.
+        rescorer: chooses among the beams, of which there are then at least 2.
     """
     x, x_lens = features_of(recordings, model.acoustic.mean.device)
     if not x.numel():
         return ["" for _ in recordings]
-    return model.transcribe(x, x_lens, hints=hints, num_beams=num_beams)
+    return _written(model, *model.encode(x, x_lens), hints, num_beams, rescorer)
+
+
+def _written(
+    model: SpeechLlm, frames: Tensor, lens: Tensor, hints: Sequence[Sequence[str]] | None, num_beams: int, rescorer: CtcRescorer | None
+) -> list[str]:
+    speech = model.adaptor(frames, lens)
+    if rescorer is None:
+        return model.write(*speech, hints=hints, num_beams=num_beams)
+    candidates = model.candidates(*speech, num_beams, hints=hints)
+    log_probs = model.acoustic.head(frames)
+    return [rescorer.best(texts, row[:length]) for texts, row, length in zip(candidates, log_probs, lens.tolist(), strict=True)]
 
 
 @torch.inference_mode()
@@ -99,6 +120,7 @@ def transcripts_with_hotwords(
     given: Sequence[str] = (),
     max_hints: int = MAX_HINTS,
     num_beams: int = 1,
+    rescorer: CtcRescorer | None = None,
 ) -> list[tuple[str, list[str]]]:
     """Like `transcripts`, with hints that sound like what the phoneme head heard; each recording is encoded once.
 
@@ -117,25 +139,32 @@ def transcripts_with_hotwords(
     log_probs = model.acoustic.head(frames).cpu().numpy()
     found = [hotwords.search_log_probs(row[:length], limits) for row, length in zip(log_probs, lens.tolist(), strict=True)]
     hints = [Hints(given, max_hints).update(hits) for hits in found]
-    return list(zip(model.write(*model.adaptor(frames, lens), hints=hints, num_beams=num_beams), hints, strict=True))
+    return list(zip(_written(model, frames, lens, hints, num_beams, rescorer), hints, strict=True))
 
 
 def llm_cuts(
-    model: SpeechLlm, cuts: Sequence[MonoCut], config: DecodeConfig, given: Sequence[str], index: HotwordIndex | None, num_processes: int = 1
+    model: SpeechLlm,
+    cuts: Sequence[MonoCut],
+    config: DecodeConfig,
+    given: Sequence[str],
+    index: HotwordIndex | None,
+    num_processes: int = 1,
+    rescorer: CtcRescorer | None = None,
 ) -> Iterator[Decoded[tuple[str, list[str] | None]]]:
     """Text of every cut, and the hints that were looked up for it; None when there is no index.
 
     Args:
         given: hints for every cut.
         index: hotwords; the config says how they are searched.
+        rescorer: chooses among the beams; None = the language model alone does.
     """
+    search = {"num_beams": config.num_beams, "rescorer": rescorer}
 
     def decode(recordings: Sequence[np.ndarray]) -> list[tuple[str, list[str] | None]]:
         if index is None:
-            texts = transcripts(model, recordings, hints=[given] * len(recordings), num_beams=config.num_beams)
+            texts = transcripts(model, recordings, hints=[given] * len(recordings), **search)
             return [(text, None) for text in texts]
         limits = DEFAULT_LIMITS if config.hotwords == "lattice" else None
-        options = {"given": given, "max_hints": config.max_hints, "num_beams": config.num_beams}
-        return transcripts_with_hotwords(model, recordings, index, limits=limits, **options)
+        return transcripts_with_hotwords(model, recordings, index, limits=limits, given=given, max_hints=config.max_hints, **search)
 
     return decode_cuts(cuts, config.batch_s, decode, num_processes)

@@ -23,7 +23,7 @@ from nim4.model.adaptor import SpeechAdaptor
 from nim4.model.checkpoint import ADAPTOR, WEIGHTS, acoustic_weights, load_into, read_model_config, read_weights, save_model
 from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
 from nim4.model.ctc import PhonemeModel, frozen_in_evaluation
-from nim4.model.llm import Llm, generate, load_llm, save_llm
+from nim4.model.llm import Llm, generate, load_llm, n_best, save_llm
 
 LLM_FOLDER = "llm"
 IGNORED = -100
@@ -133,12 +133,27 @@ class SpeechLlm(nn.Module):
     @torch.inference_mode()
     def write(self, speech: Tensor, lens: Tensor, *, hints: Sequence[Sequence[str]] | None = None, num_beams: int = 1) -> list[str]:
         """Texts for what the adaptor gave: (B, A, D) embeddings and (B,) lengths."""
-        suffixes = [self.prompt.suffix(h) for h in (hints or [()] * len(lens))]
+        rows = generate(*self._asked(speech, lens, hints), end=self.prompt.end, num_beams=num_beams)
+        return [self._text_of(row) for row in rows]
+
+    @torch.inference_mode()
+    def candidates(self, speech: Tensor, lens: Tensor, num: int, *, hints: Sequence[Sequence[str]] | None = None) -> list[list[tuple[str, float]]]:
+        """Like `write`, but up to `num` (at least 2) different texts per utterance with their log-probabilities, the likeliest first."""
+        found: list[dict[str, float]] = []
+        for row in n_best(*self._asked(speech, lens, hints), end=self.prompt.end, num=num):
+            found.append({})
+            for ids, log_prob in row:
+                found[-1].setdefault(self._text_of(ids), log_prob)  # other tokens of the same text are less likely
+        return [list(texts.items()) for texts in found]
+
+    def _asked(self, speech: Tensor, lens: Tensor, hints: Sequence[Sequence[str]] | None) -> tuple[Llm, Tensor, Tensor, list[int]]:
+        """The language model, and per utterance its prompt up to the answer, padding on the left, and the answer's limit."""
+        suffixes = [self.prompt.suffix(own) for own in (hints or [()] * len(lens))]
         embeds, _, row_lens = self.rows(speech, lens, suffixes, left=True)
-        limits = [max_answer_tokens(n) for n in lens.tolist()]
-        llm = Llm(self.llm, self.tokenizer, "")
-        rows = generate(llm, embeds, embeds.shape[1] - row_lens, limits, end=self.prompt.end, num_beams=num_beams)
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return Llm(self.llm, self.tokenizer, ""), embeds, embeds.shape[1] - row_lens, [max_answer_tokens(n) for n in lens.tolist()]
+
+    def _text_of(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def save(self, folder: Path, weights: dict[str, Tensor], inventory: PhonemeInventory) -> None:
         """Writes a model folder.

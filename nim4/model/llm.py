@@ -209,20 +209,37 @@ def generate(
     Returns:
         B lists of new ids, without `end`. A row does not depend on the others: same result alone and in a batch.
     """
-    mask = (torch.arange(embeds.shape[1], device=embeds.device) >= pad_lens[:, None]).long()
-    rows = llm.model.generate(
+    rows = _search(llm, embeds, pad_lens, max_new_tokens, end, num_beams=num_beams)
+    return [cut_at(row[:limit].tolist(), end) for row, limit in zip(rows, max_new_tokens, strict=True)]
+
+
+@torch.inference_mode()
+def n_best(llm: Llm, embeds: Tensor, pad_lens: Tensor, max_new_tokens: Sequence[int], *, end: int, num: int) -> list[list[tuple[list[int], float]]]:
+    """Like `generate`, but what a beam search ends with: `num` (at least 2) continuations per row, with log-probabilities, the best first.
+
+    Of one that its limit cuts short, the log-probability is that of all that was written, as far as the longest limit.
+    """
+    options = {"num_beams": num, "num_return_sequences": num, "length_penalty": 0.0, "return_dict_in_generate": True, "output_scores": True}
+    found = _search(llm, embeds, pad_lens, max_new_tokens, end, **options)
+    rows = [cut_at(row[: max_new_tokens[place // num]].tolist(), end) for place, row in enumerate(found.sequences)]
+    scores = found.sequences_scores.tolist()
+    return [list(zip(rows[first : first + num], scores[first : first + num], strict=True)) for first in range(0, len(rows), num)]
+
+
+def _search(llm: Llm, embeds: Tensor, pad_lens: Tensor, max_new_tokens: Sequence[int], end: int, **options: Any) -> Any:
+    """transformers' search for what follows `embeds`, without sampling."""
+    return llm.model.generate(
         inputs_embeds=embeds,
-        attention_mask=mask,
+        attention_mask=(torch.arange(embeds.shape[1], device=embeds.device) >= pad_lens[:, None]).long(),
         max_new_tokens=max(max_new_tokens),
-        num_beams=num_beams,
         do_sample=False,
         temperature=None,
         top_p=None,
         top_k=None,
         eos_token_id=end,
         pad_token_id=end,
+        **options,
     )
-    return [cut_at(row[:limit].tolist(), end) for row, limit in zip(rows, max_new_tokens, strict=True)]
 
 
 def cut_at(ids: list[int], end: int) -> list[int]:

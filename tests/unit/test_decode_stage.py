@@ -231,6 +231,8 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
         ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
         ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),
         ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm and whole utterances, found 2"),
+        ("method: llm\nctc_weight: 0.3", "ctc_weight: expected 0, or up to 1 with num_beams of at least 2, found 0.3"),
+        ("method: llm\nnum_beams: 2\nctc_weight: 1.5", "ctc_weight: expected 0, or up to 1 with num_beams of at least 2, found 1.5"),
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
         ("method: llm\nhotwords: exact\nmax_hints: 0", "found exact, 0"),

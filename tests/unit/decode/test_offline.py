@@ -4,10 +4,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_llm, tiny_speech_llm
 
 from nim4.corpus.manifest import load_cuts
-from nim4.decode.offline import decode_cuts, transcripts
+from nim4.decode.offline import decode_cuts, features_of, transcripts
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,21 @@ def test_recordings_alone_are_those_in_a_batch(recordings, tmp_path):
     assert together == [transcripts(model, [samples], hints=[own])[0] for samples, own in zip(recordings, hints, strict=True)]
     assert any(together)
     assert transcripts(model, [recordings[2][:0]]) == [""]
+
+
+class Last:
+    """A rescorer that takes the least likely candidate."""
+
+    def best(self, candidates, log_probs):
+        assert log_probs.exp().sum(-1).allclose(torch.ones(len(log_probs)))
+        return candidates[-1][0]
+
+
+def test_a_rescorer_chooses_among_the_beams(recordings, tmp_path):
+    model = tiny_speech_llm(tiny_llm(tmp_path, tie_word_embeddings=False))
+    found = model.candidates(*model.adaptor(*model.encode(*features_of(recordings, torch.device("cpu")))), 3, hints=None)
+    assert [row[0][0] for row in found] != [row[-1][0] for row in found]
+    assert transcripts(model, recordings, num_beams=3, rescorer=Last()) == [row[-1][0] for row in found]
 
 
 def test_every_cut_is_decoded_once_longest_first(units):

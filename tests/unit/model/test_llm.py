@@ -8,7 +8,7 @@ from tiny import tiny_llm
 from torch.testing import assert_close
 
 from nim4.config import LlmConfig, RecipeError
-from nim4.model.llm import Llm, add_lora, cut_at, generate, link_llm, load_llm, save_llm
+from nim4.model.llm import Llm, add_lora, cut_at, generate, link_llm, load_llm, n_best, save_llm
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,20 @@ def test_generation_alone_is_generation_in_a_batch(llm, num_beams):
     assert together == alone
     assert [len(row) for row in together] != [0, 0, 0]
     assert all(len(row) <= limit for row, limit in zip(together, limits, strict=True))
+
+
+def test_the_best_of_a_beam_come_with_their_log_probabilities(llm):
+    torch.manual_seed(3)
+    rows = torch.randn(2, 6, 32)
+    found = n_best(llm, rows, torch.zeros(2, dtype=torch.int64), [5, 5], end=257, num=3)
+    for row, candidates in zip(rows, found, strict=True):
+        assert len({tuple(ids) for ids, _ in candidates}) == 3
+        assert [score for _, score in candidates] == sorted((score for _, score in candidates), reverse=True)
+        for ids, score in candidates:
+            written = ids if len(ids) == 5 else [*ids, 257]
+            whole = torch.cat([row, llm.model.get_input_embeddings()(torch.tensor(written))])
+            log_probs = llm.model(inputs_embeds=whole[None]).logits[0, len(row) - 1 : -1].log_softmax(-1)
+            assert score == pytest.approx(log_probs[torch.arange(len(written)), torch.tensor(written)].sum().item(), abs=1e-4)
 
 
 def test_ids_end_before_the_end():
