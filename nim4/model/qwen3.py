@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nim4.model.graphs import Graphs, size_for
 
-LENGTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of a list; between them at most a third is padding
+LENGTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of a list; from 16 on at most a third is padding
 NONE, IDS, SPEECH, PLACES, POSITIONS, STARTS, COUNTS, WANTED = -1, 0, 1, 2, 3, 4, 5, 6
 
 

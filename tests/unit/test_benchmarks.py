@@ -418,26 +418,8 @@ def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, monkeypat
         return real(recogniser, jobs) if len(jobs) < 3 else [torch.OutOfMemoryError() for _ in jobs]
 
     monkeypatch.setattr(Recogniser, "hear", small)
-    options = [
-        "--size",
-        "ci",
-        "--device",
-        "cpu",
-        "--streams",
-        4,
-        1,
-        "--tries",
-        1,
-        1,
-        "--most",
-        4,
-        "--seconds",
-        3,
-        "--warm-up-s",
-        0,
-        "--utterance-s",
-        1,
-    ]
+    options = ["--size", "ci", "--device", "cpu", "--streams", 4, 1, "--tries", 1, 1, "--most", 4, "--seconds", 3]
+    options += ["--warm-up-s", 0, "--utterance-s", 1]
     (record,) = benchmark_tables("streams_held", *options)
     told = [(row["streams"], row["way"]) for row in record["rows"]]
     assert told == [(4, "together: out of memory"), (1, "one by one")]

@@ -7,7 +7,8 @@ import torch
 from tiny import tiny_model
 
 from nim4.decode import encoder as encoder_module
-from nim4.decode.encoder import BATCHES, Encode, _encode, _encode_fast, record_chunks
+from nim4.corpus.feats import Fbank
+from nim4.decode.encoder import BATCHES, FRAMED, Encode, Frame, _encode, _encode_fast, record_chunks
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
 
 CONTEXT = Context(8, 2)
@@ -39,6 +40,13 @@ def check(found, expected, atol):
 
 def found_with(found, expected):
     return [(own, *other) for own, other in zip(found, expected, strict=True)]
+
+
+def test_frames_of_many_streams_are_what_they_are_alone():
+    fbank, samples = Fbank(), 0.1 * torch.randn(FRAMED + 1, 1000, generator=torch.Generator().manual_seed(0))
+    found = Frame.together([Frame(fbank, own) for own in samples])
+    for frames, own in zip(found, samples, strict=True):
+        torch.testing.assert_close(frames, fbank.frames_of_padded(own), atol=1e-6, rtol=0)
 
 
 @torch.inference_mode()

@@ -59,9 +59,9 @@ def ids(seed, count):
     return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    lens=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), min_size=1, max_size=5),
+    lens=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3), min_size=1, max_size=5),
     padding=st.sampled_from([0, 16, 1000]),
     speech=st.integers(0, 4),
 )
@@ -114,7 +114,7 @@ def test_a_row_has_nothing_of_the_one_before(llm):
 
 def test_places_are_used_again(llm):
     rows = Rows(llm, PREFIX)
-    for _ in range(50):
+    for _ in range(15):
         held = [rows.new() for _ in range(3)]
         rows.read([Read(rows, row, ids(1, 4)) for row in held])
         del held
@@ -127,7 +127,7 @@ def test_room_is_given_back_and_those_who_are_there_lose_nothing(llm, way):
     kept = rows.new()
     rows.read([Read(rows, kept, ids(1, 100))])
     crowd = [rows.new() for _ in range(20)]
-    rows.read([Read(rows, row, ids(2, 500)) for row in crowd])
+    rows.read([Read(rows, row, ids(2, 500 if row is crowd[0] else 4)) for row in crowd])
     grown = rows._table.shape[2:4]
     del crowd
     gc.collect()
