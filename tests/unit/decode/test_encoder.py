@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from nim4.decode import encoder as encoder_module
 from nim4.corpus.feats import Fbank
+from nim4.decode import encoder as encoder_module
 from nim4.decode.encoder import BATCHES, FRAMED, Encode, Frame, _encode, _encode_fast, record_chunks
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
 
