@@ -170,9 +170,9 @@ def test_attention_ends_at_the_left_context():
 def test_what_cannot_be_is_told():
     offline = made(causal=False)
     for call in (lambda: offline.initial_state(1, Context(16, 4)), lambda: offline(torch.zeros(1, 64, 80), torch.tensor([64]), Context(16, 4))):
-        with pytest.raises(RecipeError, match="model.encoder.causal: expected true for chunks"):
+        with pytest.raises(RecipeError, match=r"model\.encoder\.causal: expected true for chunks"):
             call()
-    with pytest.raises(RecipeError, match="chunk size: expected a multiple of 160 ms.*found 240 ms"):
+    with pytest.raises(RecipeError, match=r"chunk size: expected a multiple of 160 ms.*found 240 ms"):
         made(downsampling=[1, 2, 8]).initial_state(1, Context(6, 4))
 
 
