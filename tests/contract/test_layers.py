@@ -26,7 +26,7 @@ DOORS = {  # the only modules that may import a heavy package
 }
 ONE_DOOR = ["ahocorasick", "dask", "distributed", "icefall", "k2", "kaldifeat", "kaldifst", "numba", "sentencepiece", "silero_vad", "sounddevice"]
 ONE_DOOR += ["praatio", "pyarrow", "tensorboard", "tn", "transformers", "vllm", "wetext", "whisper_normalizer"]  # whichever module it is, it is one
-OPTIONAL = {"icefall", "k2", "kaldifeat", "sounddevice", "tn", "tritonclient", "vllm"}  # may be missing: imported where used, never at the top
+OPTIONAL = {"icefall", "k2", "kaldifeat", "sounddevice", "tn", "tritonclient", "vllm", "zipformer"}  # may be missing: never imported at the top
 MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick"}
 
 
