@@ -80,8 +80,10 @@ class _Halves(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         sizes = [len(output) if output.ndim else 0 for output in ctx.outputs[0]]
-        parts = [[gradient[:size] if gradient.ndim else gradient for gradient, size in zip(gradients, sizes, strict=True)],
-                 [gradient[size:] if gradient.ndim else gradient for gradient, size in zip(gradients, sizes, strict=True)]]
+        parts = [
+            [gradient[:size] if gradient.ndim else gradient for gradient, size in zip(gradients, sizes, strict=True)],
+            [gradient[size:] if gradient.ndim else gradient for gradient, size in zip(gradients, sizes, strict=True)],
+        ]
 
         def of_half(number: int) -> Sequence[Tensor | None]:
             pairs = [(output, own) for output, own in zip(ctx.outputs[number], parts[number], strict=True) if output.requires_grad]
