@@ -33,6 +33,11 @@ def _has_dropout(model: nn.Module) -> bool:
     return any(getattr(part, name, 0.0) > 0 for part in model.modules() for name in ("p", "attention_dropout"))
 
 
+def _begin(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    torch.get_num_threads()  # only now is it this thread's own: what a thread does first takes the number that was set last, by any of them
+
+
 class SideBySide(nn.Module):
     """A PhonemeModel or SpeechLlm that takes and gives what it did, in two threads.
 
@@ -44,9 +49,9 @@ class SideBySide(nn.Module):
         super().__init__()
         self.module = module
         num_threads = torch.get_num_threads()
-        self._pools = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(num_threads // 2,)) for _ in range(2)]
-        self.run(torch.empty, [0, 0])  # sets the threads' numbers now,
-        torch.set_num_threads(num_threads)  # and after them what further threads begin with
+        self._pools = [ThreadPoolExecutor(1, initializer=_begin, initargs=(num_threads // 2,)) for _ in range(2)]
+        self.run(id, [0, 0])  # both threads begin now,
+        torch.set_num_threads(num_threads)  # before what further ones begin with is set back
 
     def run(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
         """`work` of each of two parts, at once."""
