@@ -183,8 +183,8 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Trains to the end; `model` then holds the final weights. Returns the final validation numbers."""
         self._resume()
-        several = self.processes.world_size > 1 and not is_sharded(self.model)
-        parallel = DistributedDataParallel(self.model) if several else side_by_side(self.model, self.config)
+        one = self.processes.world_size == 1
+        parallel = side_by_side(self.model, self.config) if one else self.model if is_sharded(self.model) else DistributedDataParallel(self.model)
         parallel.train()
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 

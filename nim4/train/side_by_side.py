@@ -30,7 +30,8 @@ def side_by_side(model: nn.Module, config: OptimConfig) -> nn.Module:
 
 def _has_dropout(model: nn.Module) -> bool:
     """Whether a part of it leaves something to chance in training; dropout is a module, or in attention a number."""
-    return any(getattr(part, name, 0.0) > 0 for part in model.modules() for name in ("p", "attention_dropout"))
+    shares = [part.p if isinstance(part, nn.Dropout) else getattr(part, "attention_dropout", 0.0) for part in model.modules()]
+    return max(shares) > 0
 
 
 def _begin(num_threads: int) -> None:
@@ -84,15 +85,12 @@ class _Halves(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        sizes = [len(output) if output.ndim else 0 for output in ctx.outputs[0]]
-        parts = [
-            [gradient[:size] if gradient.ndim else gradient for gradient, size in zip(gradients, sizes, strict=True)],
-            [gradient[size:] if gradient.ndim else gradient for gradient, size in zip(gradients, sizes, strict=True)],
-        ]
-
         def of_half(number: int) -> Sequence[Tensor | None]:
-            pairs = [(output, own) for output, own in zip(ctx.outputs[number], parts[number], strict=True) if output.requires_grad]
-            outputs, own = zip(*pairs, strict=True)
+            outputs, own = [], []
+            for output, gradient in zip(ctx.outputs[number], gradients, strict=True):
+                if output.requires_grad:
+                    outputs.append(output)
+                    own.append(gradient if not output.ndim else gradient[-len(output) :] if number else gradient[: len(output)])
             return torch.autograd.grad(outputs, ctx.parameters, own, allow_unused=True)
 
         first, second = ctx.model.run(of_half, [0, 1])
