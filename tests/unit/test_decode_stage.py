@@ -230,6 +230,7 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
         ("chunk_ms: 650\nstreaming: true", "chunk_ms: expected a multiple of 40, found 650"),
         ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
         ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),
+        ("speakers: 4", "speakers: expected 1, or more with streaming, found 4"),
         ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm and whole utterances, found 2"),
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
