@@ -3,7 +3,8 @@
 Every config is a file in local/conf/decode/; the model folder brings everything else. Product, per config and test set:
 refs.jsonl (every utterance of the set), hyps.jsonl (seconds, errors, and phonemes and on closed-vocabulary sets words from CTC, or
 text from the speech LLM) and for streaming configs events.jsonl (what was shown when). Streams are simulated in real time: a chunk can be
-decoded when it has been spoken, and compute is waited for. Audio that cannot be read is a hypothesis with an error, and is scored as one.
+decoded when it has been spoken, and compute is waited for, that on the chunks of others who speak at once too (nim4/decode/speakers.py).
+Audio that cannot be read is a hypothesis with an error, and is scored as one.
 """
 
 import argparse
@@ -149,7 +150,7 @@ class Decoders:
             return [read_out(log_probs) for log_probs in offline_log_probs(model, recordings)]
 
         if config.streaming:
-            rows = stream_cuts(cuts, model, context_of(config), read_out, self._num_processes)
+            rows = stream_cuts(cuts, model, context_of(config), read_out, self._num_processes, config.speakers)
         else:
             rows = decode_cuts(cuts, config.batch_s, decode, self._num_processes)
         for row in rows:
@@ -201,7 +202,7 @@ def write_set(
     output.finish(
         model=str(model_folder),
         model_step=record.get("step"),
-        hardware=hardware(torch.get_num_threads()),
+        hardware=hardware(torch.get_num_threads()) + (f", {config.speakers} speakers at once" if config.speakers > 1 else ""),
         failed=failed,
         command=" ".join(sys.argv),
     )

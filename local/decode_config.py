@@ -28,6 +28,8 @@ def read_decode_config(name: str) -> DecodeConfig:
         raise RecipeError(f"{path}: hotwords", expected=expected, found=f"{config.hotwords}, {config.max_hints}", fix="correct the file")
     if config.chunk_ms % ENCODER_FRAME_MS or config.chunk_ms <= 0:
         raise RecipeError(f"{path}: chunk_ms", expected=f"a multiple of {ENCODER_FRAME_MS}", found=config.chunk_ms, fix="for example 640")
+    if config.speakers < 1 or (config.speakers > 1 and not config.streaming):
+        raise RecipeError(f"{path}: speakers", expected="1, or more with streaming", found=config.speakers, fix="correct the file")
     if config.left_context_chunks < 0:
         raise RecipeError(f"{path}: left_context_chunks", expected="0 or more", found=config.left_context_chunks, fix="for example 4")
     return config

@@ -123,7 +123,7 @@ def test_processes_change_nothing_but_the_times(decode, trained, units, tmp_path
         torch.set_num_threads(num_threads)
         out = tmp_path / str(num_threads)
         assert decode(*options_for(trained, units, out), "--configs", "ctc_streaming") == (0, [])
-        assert read_json(out / "ctc_streaming" / "test" / "done.json")["hardware"].endswith(", 1 thread")
+        assert read_json(out / "ctc_streaming" / "test" / "done.json")["hardware"].endswith(", 1 thread, 4 speakers at once")
         files = sorted((out / "ctc_streaming" / "test").glob("*.jsonl"))
         products.append({path.name: without_times(read_jsonl(path)) for path in files})
     assert products[0] == products[1]
@@ -230,6 +230,7 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
         ("chunk_ms: 650\nstreaming: true", "chunk_ms: expected a multiple of 40, found 650"),
         ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
         ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),
+        ("speakers: 4", "speakers: expected 1, or more with streaming, found 4"),
         ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm and whole utterances, found 2"),
         ("method: llm\nctc_weight: 0.3", "ctc_weight: expected 0, or up to 1 with num_beams of at least 2, found 0.3"),
         ("method: llm\nnum_beams: 2\nctc_weight: 1.5", "ctc_weight: expected 0, or up to 1 with num_beams of at least 2, found 1.5"),
