@@ -96,10 +96,12 @@ class OptimConfig:
     max_steps: int = 2_000_000  # paper, section 4: 2 M steps of pre-training
     learning_rate: float = 5e-4  # paper: peak rate of pre-training
     warmup_steps: int = 10_000  # paper
-    schedule: str = "cosine"  # cosine | constant: the rate after the warm-up
+    schedule: str = "cosine"  # cosine | constant | eden: the rate after the warm-up
+    eden_steps: int = 7500  # eden: about when the rate begins to fall with the steps (arXiv 2310.11230, for LibriSpeech and 50 epochs)
+    eden_epochs: float = 3.5  # eden: and with the epochs (the same)
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
-    weight_decay: float = 0.01  # ours: not stated
-    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/loop.py), AdamW on the rest
+    weight_decay: float = 0.01  # ours: not stated; none with scaled_adam
+    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/optim.py), AdamW on the rest | scaled_adam
     betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch
