@@ -15,7 +15,8 @@ from nim4.train.scaled_adam import ScaledAdam
 log = logging.getLogger("nim4")
 
 # parameters that Muon steps where it is chosen: the matrices between two hidden layers; in stage 3, and from stage 4 on
-HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.", "acoustic.encoder.blocks.", "adaptor.", "llm.model.layers.")
+HIDDEN = ("encoder.blocks.", "encoder.encoder.", "head.layers.0.", "head.layers.3.")
+HIDDEN += ("acoustic.encoder.blocks.", "acoustic.encoder.encoder.", "adaptor.", "llm.model.layers.")
 EDEN_START = 0.5  # share of the rate with which Eden's warm-up begins
 
 
