@@ -76,6 +76,7 @@ class ModelConfig:
 
     encoder: ConformerConfig | ZipformerConfig = field(default_factory=ConformerConfig)  # by its `kind`
     vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
+    head_layers: int = 3  # linear layers of the phoneme head (paper, section 3.1); 1 = the CTC output of icefall's encoders
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)  # used from stage 4 on
     llm: LlmConfig = field(default_factory=LlmConfig)  # used from stage 4 on
 

@@ -6,19 +6,28 @@ Alignment starts on the first trigger; IA-SFT takes the later ones in order, and
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
 from nim4.config import RecipeError
-from nim4.model.checkpoint import read_weights
-from nim4.stage import file_hash
+from nim4.model.checkpoint import read_weights, save_weights
+from nim4.stage import file_hash, write_jsonl
 from nim4.train.cka import Snapshot, read_registry
 
 log = logging.getLogger("nim4")
 REGISTRY = "registry.jsonl"
 Read = TypeVar("Read")
+
+
+def register_only(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Writes a registry of one snapshot, the final one, for an encoder that was trained elsewhere."""
+    path = Path("snapshots") / "step-0.safetensors"
+    save_weights(folder / path, weights)
+    row = Snapshot(0, None, None, trigger=False, final=True, path=str(path), sha256=file_hash(folder / path))
+    write_jsonl(folder / REGISTRY, [asdict(row)])
 
 
 def kept_snapshots(folder: Path) -> list[Snapshot]:
