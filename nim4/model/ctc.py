@@ -15,14 +15,14 @@ BLANK = 0
 
 
 class PhonemeHead(nn.Module):
-    """Linear layers from encoder frames to phonemes, three of them (paper, section 3.1; widths and SiLU are ours), or another number."""
+    """Three linear layers from encoder frames to phonemes (paper, section 3.1; widths and SiLU are ours), or one."""
 
     def __init__(self, dim: int, vocab_size: int, dropout: float, num_layers: int = 3):
         super().__init__()
-        if num_layers < 1:
-            raise RecipeError("model.head_layers", expected="at least 1", found=num_layers, fix="correct the model config or --set")
+        if num_layers not in (1, 3):
+            raise RecipeError("model.head_layers", expected="3 or 1", found=num_layers, fix="correct the model config or --set")
         hidden = [part for _ in range(num_layers - 1) for part in (nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout))]
-        self.layers = nn.Sequential(*hidden, nn.Linear(dim, vocab_size))
+        self.layers = nn.Sequential(*(hidden or [nn.Dropout(dropout)]), nn.Linear(dim, vocab_size))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):  # keeps the scale of the frames; torch's default shrinks it to a few per cent in three layers
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

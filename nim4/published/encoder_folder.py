@@ -35,7 +35,7 @@ def find_encoder(spec: str) -> tuple[list[Path], Callable[[], PublishedEncoder]]
         raise RecipeError(f"--init-encoder {spec}", expected="a published encoder", found=f"nothing at {path}", fix="correct the path")
     if found[1] == "firered":
         folder = path if path.is_dir() else path.parent
-        files = [path, folder / CMVN] if path.is_file() else sorted(folder.glob("*.pth.tar")) + [folder / CMVN]
+        files = [*([path] if path.is_file() else sorted(folder.glob("*.pth.tar"))), folder / CMVN]
         return [file for file in files if file.is_file()], lambda: read_firered(path)
     files = sorted(path.parent.glob("*.pt")) if avg > 1 else [path]
     return files + [file for file in [path.with_name("tokens.txt")] if file.is_file()], lambda: read_icefall(path, avg)
@@ -57,7 +57,7 @@ def make_encoder_folder(spec: str, units: Path, out: Path, seed: int = 0) -> Non
     encoder = read()
     torch.manual_seed(seed)
     own_head = encoder.head is not None and encoder.tokens == inventory.tokens
-    model = PhonemeModel(ModelConfig(encoder.config, len(inventory), head_layers=1) if own_head else ModelConfig(encoder.config, len(inventory)))
+    model = PhonemeModel(ModelConfig(encoder.config, len(inventory), head_layers=1 if own_head else 3))
     model.encoder.load_state_dict(encoder.weights)
     model.set_normalisation(encoder.mean, encoder.std)
     if own_head:
@@ -65,7 +65,7 @@ def make_encoder_folder(spec: str, units: Path, out: Path, seed: int = 0) -> Non
         last.weight.data, last.bias.data = encoder.head
     work = output.begin()
     save_model(work, model.state_dict(), model.config, inventory)
-    register_only(work, model.state_dict())
+    register_only(work)
     log.info("encoder of %s: %s parameters, %s", spec, count_parameters(model.encoder.parameters()), as_setting(encoder.config))
     for note in (_about_head(encoder, own_head), *encoder.notes):
         log.info("%s", note)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from nim4.config import RecipeError
-from nim4.model.checkpoint import read_weights, save_weights
+from nim4.model.checkpoint import WEIGHTS, read_weights
 from nim4.stage import file_hash, write_jsonl
 from nim4.train.cka import Snapshot, read_registry
 
@@ -22,11 +22,9 @@ REGISTRY = "registry.jsonl"
 Read = TypeVar("Read")
 
 
-def register_only(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Writes a registry of one snapshot, the final one, for an encoder that was trained elsewhere."""
-    path = Path("snapshots") / "step-0.safetensors"
-    save_weights(folder / path, weights)
-    row = Snapshot(0, None, None, trigger=False, final=True, path=str(path), sha256=file_hash(folder / path))
+def register_only(folder: Path) -> None:
+    """Writes the registry of a model folder whose encoder was trained elsewhere: its weights are the final snapshot, and the only one."""
+    row = Snapshot(0, None, None, trigger=False, final=True, path=WEIGHTS, sha256=file_hash(folder / WEIGHTS))
     write_jsonl(folder / REGISTRY, [asdict(row)])
 
 
@@ -52,7 +50,9 @@ def first_snapshot(folder: Path) -> Snapshot:
 def alignment_snapshot(folder: Path) -> Snapshot:
     """The first trigger's snapshot. Without a trigger the last snapshot is used, and the log says so."""
     first = first_snapshot(folder)
-    if first.cka is None or not first.trigger:
+    if first.path == WEIGHTS:
+        log.info("encoder: that of %s, which was trained elsewhere", folder)
+    elif first.cka is None or not first.trigger:
         log.warning("no CKA trigger in %s: the last snapshot is used, step %d. A higher cka.threshold would give some", folder / REGISTRY, first.step)
     else:
         log.info("encoder: snapshot of step %d, CKA %.4f with its reference", first.step, first.cka)
