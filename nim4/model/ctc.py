@@ -50,6 +50,11 @@ class PhonemeModel(nn.Module):
         frozen_in_evaluation(self.encoder, self.head)
         return self
 
+    def at_step(self, step: int) -> None:
+        """Tells where in its first training the model is, for a Zipformer's schedules; a trained one is at their end and needs no telling."""
+        if isinstance(self.encoder, Zipformer):
+            self.encoder.at_step(step)
+
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Takes the global mean and standard deviation of the features, (80,) each, into the weights."""
         self.mean.copy_(mean)
