@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, baseline, hotwords, entropy, corpus, encoder."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and so for stream, serve, score, baseline, hotwords, entropy, corpus, encoder."""
 
 import argparse
 import json

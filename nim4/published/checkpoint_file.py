@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -52,15 +53,21 @@ def read_checkpoint(path: Path, expected: str, fix: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(OPTIONS):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        found = "objects that could run code" if "Unsupported" in reason else "something else"
-        raise RecipeError(path, expected=expected, found=f"{found} ({reason[:200]})", fix=fix) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RecipeError(path, expected=expected, found=" ".join(str(error).split())[:200], fix=fix) from error
+    except Exception as error:  # torch's reader may raise anything, and its message may advise to run what is in there
+        kind = re.search(r"GLOBAL ([\w.]+) was", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        found = f"an object of {kind[1]} in it, which could run code" if kind else f"no file of torch.save ({type(error).__name__})"
+        raise RecipeError(path, expected=expected, found="no such file" if not path.is_file() else found, fix=fix) from error
     if not isinstance(loaded, dict):
         raise RecipeError(path, expected=expected, found=f"a {type(loaded).__name__}", fix=fix)
     return loaded
+
+
+def size_of(weights: Mapping[str, Tensor], name: str, axis: int, where: object, expected: str, fix: str) -> int:
+    """The length of a tensor. Raises RecipeError when there is none of that name."""
+    tensor = weights.get(name)
+    if tensor is None or tensor.ndim <= axis:
+        raise RecipeError(where, expected=f"{expected}, with {name}", found="none" if tensor is None else tuple(tensor.shape), fix=fix)
+    return tensor.shape[axis]
 
 
 def check_fits(encoder: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nim4.config import ConformerConfig, RecipeError
 from nim4.model.conformer import Conformer
-from nim4.published.checkpoint_file import PublishedEncoder, check_fits, read_checkpoint
+from nim4.published.checkpoint_file import PublishedEncoder, check_fits, read_checkpoint, size_of
 
 FILES = ("asr_encoder.pth.tar", "model.pth.tar")  # of FireRedASR-LLM, whose model.pth.tar has no encoder, and of FireRedASR-AED
 CMVN = "cmvn.ark"
@@ -54,7 +54,7 @@ def read_firered(path: Path) -> PublishedEncoder:
         found = f"entries {', '.join(map(str, list(package)[:5]))}" if theirs is None else "no encoder.layer_stack in it"
         raise RecipeError(path, expected=EXPECTED, found=found, fix=FIX)
     weights = converted(theirs)
-    config = _config(weights, theirs)
+    config = _config(weights, path)
     with torch.device("meta"):
         check_fits(Conformer(config), weights, path)
     mean, std = read_cmvn(path.with_name(CMVN))
@@ -82,18 +82,21 @@ def converted(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _config(weights: dict[str, Tensor], theirs: dict[str, Tensor]) -> ConformerConfig:
+def _config(weights: dict[str, Tensor], path: Path) -> ConformerConfig:
     """The shape that fits, as far as tensors tell; check_fits finds out whether it does."""
-    dim = weights["blocks.0.norm.weight"].shape[0] if "blocks.0.norm.weight" in weights else 0
-    depthwise = weights.get("blocks.0.conv.depthwise.weight", torch.empty(2 * dim, 1, 33))
+
+    def size(name: str, axis: int = 0) -> int:
+        return size_of(weights, name, axis, path, EXPECTED, FIX)
+
+    dim, width = size("blocks.0.norm.weight"), size("blocks.0.conv.depthwise.weight")
     return ConformerConfig(
         dim=dim,
         num_blocks=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
-        num_heads=theirs["encoder.layer_stack.0.mhsa.pos_bias_u"].shape[0],
-        ffn_dim=len(weights.get("blocks.0.ffn1.up.weight", ())),
-        conv_expansion=depthwise.shape[0] // max(dim, 1),
-        conv_kernel=depthwise.shape[2],
-        subsampling_channels=len(weights.get("subsampling.conv1.weight", ())),
+        num_heads=size("blocks.0.attention.relative.content_bias"),
+        ffn_dim=size("blocks.0.ffn1.up.weight"),
+        conv_expansion=width // dim,
+        conv_kernel=size("blocks.0.conv.depthwise.weight", 2),
+        subsampling_channels=size("subsampling.conv1.weight"),
         subsampling_norm=False,
         positions="relative",
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nim4.config import RecipeError, ZipformerConfig
 from nim4.model.zipformer import Zipformer
-from nim4.published.checkpoint_file import PublishedEncoder, check_fits, read_checkpoint
+from nim4.published.checkpoint_file import PublishedEncoder, check_fits, read_checkpoint, size_of
 
 EXPECTED = "a checkpoint of icefall's zipformer recipe"
 FIX = "give epoch-N.pt or checkpoint-N.pt of a training, or the pretrained.pt that export.py makes of it: --jit 0"
@@ -138,9 +138,7 @@ def _config(weights: dict[str, Tensor], path: Path) -> ZipformerConfig:
     layers = [f"encoder.encoders.{n}." + ("encoder." if f"encoder.encoders.{n}.downsample.bias" in weights else "") + "layers." for n in stacks]
 
     def size(name: str, axis: int = 0) -> int:
-        if name not in weights or weights[name].ndim <= axis:
-            raise RecipeError(path, expected=f"{EXPECTED}, with {name}", found="none", fix=FIX)
-        return weights[name].shape[axis]
+        return size_of(weights, name, axis, path, EXPECTED, FIX)
 
     causal = f"{layers[0]}0.conv_module1.depthwise_conv.chunkwise_conv.weight" in weights
     kernel = "0.conv_module1.depthwise_conv." + ("chunkwise_conv.weight" if causal else "weight")
