@@ -98,17 +98,18 @@ class ConvNeXt(nn.Module):
         self.depthwise_conv = nn.Conv2d(channels, channels, 2 * EMBED_REACH + 1, groups=channels, padding=(0, EMBED_REACH))
         self.pointwise_conv1 = nn.Conv2d(channels, 3 * channels, 1)
         self.pointwise_conv2 = scaled(nn.Conv2d(3 * channels, channels, 1), 0.01)
-        self.hidden_balancer = Balancer(pace, 0.3, 1.0, 0.75, 5.0, channel_dim=1)
-        self.out_balancer = Balancer(pace, 0.4, 0.6, 1.0, 6.0, channel_dim=1)
+        self.hidden_balancer = Balancer(pace, 0.3, 1.0, 0.75, 5.0)
+        self.out_balancer = Balancer(pace, 0.4, 0.6, 1.0, 6.0)
         self.out_whiten = Whiten(pace, 5.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, 3 + S + 3, F) -> (B, C, S, F)."""
-        added = self.pointwise_conv2(swoosh_l(self.hidden_balancer(self.pointwise_conv1(self.depthwise_conv(x)))))
+        """(B, C, 3 + S + 3, F) -> (B, S, F, C)."""
+        first, second = self.pointwise_conv1, self.pointwise_conv2
+        added = F.linear(self.depthwise_conv(x).permute(0, 2, 3, 1), first.weight[:, :, 0, 0], first.bias)
+        added = F.linear(swoosh_l(self.hidden_balancer(added)), second.weight[:, :, 0, 0], second.bias)
         if self.training:
             added = drop_sequences(added, self._pace(((0.0, 0.2), (20_000.0, 0.015))))
-        x = self.out_balancer(x[:, :, EMBED_REACH:-EMBED_REACH] + added)
-        return self.out_whiten(x.transpose(1, 3)).transpose(1, 3)
+        return self.out_whiten(self.out_balancer(x[:, :, EMBED_REACH:-EMBED_REACH].permute(0, 2, 3, 1) + added))
 
 
 class Swoosh(nn.Module):
@@ -158,7 +159,7 @@ class Subsampling(nn.Module):
         x = torch.cat([cache.to(x.dtype), x], dim=2)
         num_frames = x.shape[2] - 2 * EMBED_REACH
         last = x[:, :, num_frames : num_frames + EMBED_REACH]
-        x = self.out_norm(self.out_whiten(self.out(self.convnext(x).transpose(1, 2).flatten(2))))
+        x = self.out_norm(self.out_whiten(self.out(self.convnext(x).transpose(2, 3).flatten(2))))
         return (shared_dropout(x, self._pace(self._dropout)) if self.training else x), last
 
 

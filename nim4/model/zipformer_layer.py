@@ -52,12 +52,12 @@ class LayerCache(NamedTuple):
 
 def swoosh_l(x: Tensor) -> Tensor:
     """For layers that are usually off (arXiv 2310.11230, section 3.3)."""
-    return F.softplus(x - 4.0) - 0.08 * x - 0.035
+    return F.softplus(x - 4.0).sub_(x, alpha=0.08).sub_(0.035)
 
 
 def swoosh_r(x: Tensor) -> Tensor:
     """For convolutions; 0 at 0 (arXiv 2310.11230, section 3.3)."""
-    return F.softplus(x - 1.0) - 0.08 * x - 0.313261687
+    return F.softplus(x - 1.0).sub_(x, alpha=0.08).sub_(0.313261687)
 
 
 def scaled(layer: nn.Module, scale: float) -> nn.Module:
