@@ -4,7 +4,7 @@ One set of weights serves offline and streaming. `forward` runs whole utterances
 `forward_chunk` runs one chunk with fixed-size caches and gives the same output as the masked whole pass.
 
 Deviations from the encoder the paper takes over (FireRedASR-AED, arXiv 2501.14350), and why:
-- rotary positions instead of relative-position attention, unless `positions` says so: faster, and no weights of their own;
+- rotary positions instead of relative-position attention, unless `positions` says so: no scores of their own, and no weights;
 - depthwise convolution over the left frames and its own chunk only (Dynamic Chunk Convolution, arXiv 2304.09325):
   a symmetric kernel of 33 frames in every block would look 640 ms ahead per block.
 Layer normalisation everywhere (none over the batch), so that an utterance scores the same alone and in a padded batch.

@@ -1,7 +1,7 @@
 """Positions of the Conformer as Transformer-XL has them: a score for how far two frames are apart, with weights of its own.
 
 Source: arXiv 1901.02860, section 3.3, without its limit to the past; FireRedASR-AED's encoder (arXiv 2501.14350) has them, and its weights
-load into these (nim4/published/firered.py). Whoever has no such weights takes rotary positions, which are faster.
+load into these (nim4/published/firered.py). Whoever has no such weights takes rotary positions, which need no scores beside the attention's own.
 """
 
 import math

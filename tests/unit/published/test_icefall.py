@@ -89,6 +89,15 @@ def test_averages_over_a_range_of_the_training(training, avg):
     assert int(over_files["count"]) == sum(range(60, 60 - 10 * avg, -10)) // avg
 
 
+def test_the_averages_are_those_of_icefall_where_it_is_installed(training):
+    original = pytest.importorskip("icefall.checkpoint")
+    folder, _ = training
+    expected = original.average_checkpoints_with_averaged_model(str(folder / "epoch-4.pt"), str(folder / "epoch-6.pt"))
+    torch.testing.assert_close(averaged(folder / "epoch-6.pt", 2)["weight"], expected["weight"], atol=1e-6, rtol=1e-5)
+    expected = original.average_checkpoints([folder / f"checkpoint-{number}.pt" for number in (60, 50, 40)])
+    torch.testing.assert_close(averaged(folder / "checkpoint-60.pt", 3)["weight"], expected["weight"], atol=1e-6, rtol=1e-5)
+
+
 def test_an_average_without_its_files_is_told(training, tmp_path):
     folder, _ = training
     for file in ("epoch-6.pt", "epoch-5.pt", "epoch-3.pt"):
