@@ -1,9 +1,9 @@
 """Checkpoints of other projects, read without running what they hold, and what is taken from them."""
 
-import argparse
 import pathlib
 import pickle
 import re
+import types
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nim4.config import ConformerConfig, RecipeError, ZipformerConfig
 
-# Beside tensors, numbers and texts, training programs save their options, and those hold paths. Neither runs anything.
-OPTIONS = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+# Beside tensors, numbers and texts, training programs save their options, and those hold paths. None of it runs anything.
+OPTIONS = [(types.SimpleNamespace, "argparse.Namespace"), pathlib.PosixPath, pathlib.PurePosixPath]
 NUM_DIFFERENCES_SHOWN = 3
 
 

@@ -56,7 +56,7 @@ def make_encoder_folder(spec: str, units: Path, out: Path, seed: int = 0) -> Non
         return
     encoder = read()
     torch.manual_seed(seed)
-    own_head = encoder.head is not None and encoder.tokens == inventory.tokens
+    own_head = encoder.head is not None and encoder.tokens == inventory.tokens and len(encoder.head[0]) == len(inventory)
     model = PhonemeModel(ModelConfig(encoder.config, len(inventory), head_layers=1 if own_head else 3))
     model.encoder.load_state_dict(encoder.weights)
     model.set_normalisation(encoder.mean, encoder.std)

@@ -35,7 +35,7 @@ def read_icefall(path: Path, avg: int = 1) -> PublishedEncoder:
     if not any(name.startswith("encoder.encoders.") for name in weights):
         found = f"tensors such as {next(iter(model), 'none')}"
         raise RecipeError(path, expected=f"{EXPECTED}: encoder.encoders.*", found=found, fix="other encoders of icefall are not taken")
-    if CTC + "weight" not in model:
+    if not {CTC + "weight", CTC + "bias"} <= model.keys():
         found = "a transducer without it" if any(name.startswith("joiner.") for name in model) else "none"
         raise RecipeError(path, expected="a CTC output, ctc_output.*", found=found, fix="take a checkpoint that was trained with --use-ctc 1")
     config = _config(weights, path)
@@ -99,13 +99,13 @@ def _before(path: Path, avg: int) -> list[Path]:
     kind, number = found[1], int(found[2])
     pattern = re.compile(rf"{kind}-(\d+)\.pt")
     numbers = sorted((int(match[1]) for match in map(pattern.fullmatch, (file.name for file in path.parent.iterdir())) if match), reverse=True)
-    older = [number for number in numbers if number <= int(found[2])]
+    older = [other for other in numbers if other <= number]
     if kind == "epoch":
         older = [other for place, other in enumerate(older) if other == number - place]
     if len(older) < avg:
         missing = f"{kind}-{number - len(older)}.pt is missing" if kind == "epoch" else f"{len(older)} of them"
         raise RecipeError(path, expected=f"{avg} checkpoints that end with it", found=missing, fix="choose a smaller avg")
-    return [path.with_name(f"{kind}-{number}.pt") for number in older]
+    return [path.with_name(f"{kind}-{other}.pt") for other in older]
 
 
 def _tensors(package: dict, key: str, path: Path) -> dict[str, Tensor]:
@@ -168,8 +168,8 @@ def read_tokens(path: Path) -> tuple[str, ...] | None:
     """The symbols of a `symbol id` list in the order of their ids; None when there is no such file."""
     if not path.is_file():
         return None
-    rows = [line.rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
+        rows = [line.rsplit(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return tuple(token for _, token in sorted((int(number), token) for token, number in rows))
     except ValueError as error:
         raise RecipeError(path, expected="`symbol id` lines", found=error, fix="restore the list that belongs to the checkpoint") from error
