@@ -21,6 +21,7 @@ preset=mini                         # size of model and training: local/conf/{mo
 encoder=conformer                   # conformer or zipformer, of the preset's size: local/conf/model/PRESET_zipformer.yaml
 set=()                              # KEY=VALUE on top of stage 3's settings, e.g. train.cr_weight=0; of a later one with its name: grpo.train.max_steps=10
 init=                               # model folder that the first training stage starts from, or that decoding reads when none is run
+init_encoder=                       # published encoder that stage 3 or 4 starts from: icefall:FILE, icefall:FILE,avg=N or firered:FOLDER
 snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
 entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
 decode="ctc_greedy ctc_streaming offline offline_rescored streaming"   # decode configurations, files of local/conf/decode/
@@ -65,6 +66,7 @@ fi
 
 source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_path "$init") entities=$(caller_path "$entities")
 hotword_list=$(caller_path "$hotword_list") snapshots=$(caller_path "$snapshots")
+[ -z "$init_encoder" ] || init_encoder=${init_encoder%%:*}:$(caller_path "${init_encoder#*:}" new)
 [ "$data_dir" = data ] || data_dir=$(caller_path "$data_dir" new)
 [ "$exp_dir" = exp ] || exp_dir=$(caller_path "$exp_dir" new)
 [ "$preset" != ci ] || limit=${limit:-24} # the tests want a minute, not a result
@@ -105,6 +107,12 @@ if [ -n "$first_trained" ]; then
 elif [ -n "$init" ] && ! stage_selected 11; then
   usage_error "--init" "a stage that trains or decodes" "stages $stage to $stop_stage" "leave it out"
 fi
+if [ -n "$init_encoder" ]; then
+  [[ $first_trained =~ ^(3_pretrain|4_align)$ ]] || usage_error "--init-encoder" "stage 3 or 4 as the first that trains" "'${first_trained/_/ }'" "--stage 4"
+  [ -z "$init" ] || usage_error "--init-encoder" "no --init" "'$init'" "leave one of them out"
+  init=$exp/encoder
+  [ "$first_trained" = 3_pretrain ] || snapshots=${snapshots:-$init}
+fi
 model_config=local/conf/model/$preset.yaml train_config=local/conf/train/$preset.yaml
 [[ $encoder =~ ^(conformer|zipformer)$ ]] || usage_error "--encoder" "conformer or zipformer" "'$encoder'" "$(did_you_mean "$encoder" conformer zipformer)"
 [ "$encoder" = conformer ] || model_config=local/conf/model/${preset}_$encoder.yaml
@@ -123,6 +131,8 @@ fi
 if stage 2 units "transcripts -> phonemes: what the encoder learns to write"; then
   python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language"
 fi
+
+if [ -n "$init_encoder" ]; then python -m nim4 encoder "$init_encoder" --units "$data/units" --out "$init"; fi
 
 training=(--units "$data/units" --train "$train" --valid "$valid" --train-config "$train_config" --device "$device")
 

@@ -17,6 +17,8 @@ class ConformerConfig:
     conv_expansion: int = 2  # width of the depthwise convolution in D: 2 in FireRedASR, 1 in the first Conformer
     conv_kernel: int = 33  # depthwise kernel K, odd; symmetric inside a chunk, causal across chunks
     subsampling_channels: int = 32
+    subsampling_norm: bool = True  # ours, see Subsampling; false in FireRedASR
+    positions: str = "rotary"  # rotary | relative: FireRedASR's, with weights of their own (nim4/model/relative.py)
     dropout: float = 0.1
     num_mel_bins: int = 80  # paper, section 3.1
 
@@ -74,6 +76,7 @@ class ModelConfig:
 
     encoder: ConformerConfig | ZipformerConfig = field(default_factory=ConformerConfig)  # by its `kind`
     vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
+    head_layers: int = 3  # linear layers of the phoneme head (paper, section 3.1); 1 = the CTC output of icefall's encoders
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)  # used from stage 4 on
     llm: LlmConfig = field(default_factory=LlmConfig)  # used from stage 4 on
 
@@ -126,10 +129,12 @@ class OptimConfig:
     max_steps: int = 2_000_000  # paper, section 4: 2 M steps of pre-training
     learning_rate: float = 5e-4  # paper: peak rate of pre-training
     warmup_steps: int = 10_000  # paper
-    schedule: str = "cosine"  # cosine | constant: the rate after the warm-up
+    schedule: str = "cosine"  # cosine | constant | eden: the rate after the warm-up
+    eden_steps: int = 7500  # eden: about when the rate begins to fall with the steps (arXiv 2310.11230, for LibriSpeech and 50 epochs)
+    eden_epochs: float = 3.5  # eden: and with the epochs (the same)
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
-    weight_decay: float = 0.01  # ours: not stated
-    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/loop.py), AdamW on the rest
+    weight_decay: float = 0.01  # ours: not stated; none with scaled_adam
+    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/optim.py), AdamW on the rest | scaled_adam
     betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch

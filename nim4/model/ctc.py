@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nim4.config import ModelConfig, ZipformerConfig
+from nim4.config import ModelConfig, RecipeError, ZipformerConfig
 from nim4.model.conformer import FULL_CONTEXT, Conformer, Context, valid_mask
 from nim4.model.zipformer import Zipformer
 
@@ -15,13 +15,14 @@ BLANK = 0
 
 
 class PhonemeHead(nn.Module):
-    """Three linear layers from encoder frames to phonemes (paper, section 3.1; widths and SiLU are ours)."""
+    """Three linear layers from encoder frames to phonemes (paper, section 3.1; widths and SiLU are ours), or one."""
 
-    def __init__(self, dim: int, vocab_size: int, dropout: float):
+    def __init__(self, dim: int, vocab_size: int, dropout: float, num_layers: int = 3):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(dim, vocab_size)
-        )
+        if num_layers not in (1, 3):
+            raise RecipeError("model.head_layers", expected="3 or 1", found=num_layers, fix="correct the model config or --set")
+        hidden = [part for _ in range(num_layers - 1) for part in (nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout))]
+        self.layers = nn.Sequential(*(hidden or [nn.Dropout(dropout)]), nn.Linear(dim, vocab_size))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):  # keeps the scale of the frames; torch's default shrinks it to a few per cent in three layers
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -39,7 +40,7 @@ class PhonemeModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = (Zipformer if isinstance(config.encoder, ZipformerConfig) else Conformer)(config.encoder)
-        self.head = PhonemeHead(config.encoder.dim, config.vocab_size, config.encoder.dropout)
+        self.head = PhonemeHead(config.encoder.dim, config.vocab_size, config.encoder.dropout, config.head_layers)
         self.register_buffer("mean", torch.zeros(config.encoder.num_mel_bins))
         self.register_buffer("inverse_std", torch.ones(config.encoder.num_mel_bins))
 

@@ -15,6 +15,7 @@ from nim4.config import OptimConfig
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import Context
 from nim4.model.ctc import PhonemeModel
+from nim4.model.zipformer import Zipformer
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -25,11 +26,13 @@ def side_by_side(model: nn.Module, config: OptimConfig) -> nn.Module:
     with what a thread does not inherit (bf16) or cannot share (compiled blocks). So is a model whose forward pass draws answers."""
     is_plain = type(model) in (PhonemeModel, SpeechLlm) and config.precision == "fp32" and not config.compile
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return SideBySide(model) if is_plain and on_cpu and torch.get_num_threads() > 1 and not _has_dropout(model) else model
+    return SideBySide(model) if is_plain and on_cpu and torch.get_num_threads() > 1 and not _is_random(model) else model
 
 
-def _has_dropout(model: nn.Module) -> bool:
-    """Whether a part of it leaves something to chance in training; dropout is a module, or in attention a number."""
+def _is_random(model: nn.Module) -> bool:
+    """Whether a part of it leaves something to chance in training: dropout, a module or in attention a number; a Zipformer, which skips layers."""
+    if any(isinstance(part, Zipformer) for part in model.modules()):
+        return True
     shares = [part.p if isinstance(part, nn.Dropout) else getattr(part, "attention_dropout", 0.0) for part in model.modules()]
     return max(shares) > 0
 

@@ -14,7 +14,8 @@ from nim4.corpus.noise import Noise
 from nim4.model.checkpoint import read_weights
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes
-from nim4.train.loop import Draw, Trainer, learning_rate, make_optimizer
+from nim4.train.loop import Draw, Trainer
+from nim4.train.optim import learning_rate, make_optimizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SETTINGS = TRAIN | {"max_steps": 9, "save_every": 3, "log_every": 2, "valid_every": 4, "max_duration_s": 4.0}
@@ -176,11 +177,12 @@ def test_optimizer_leaves_biases_and_norms_undecayed():
     assert {id(p) for p in plain["params"]} == {id(p) for name, p in model.head.named_parameters() if name.endswith("bias")}
 
 
-def test_a_killed_run_with_muon_resumes_to_the_last_digit(manifest, tmp_path):
-    whole = train(manifest, tmp_path / "whole", optimizer="muon").model.state_dict()
+@pytest.mark.parametrize("settings", [{"optimizer": "muon"}, {"optimizer": "scaled_adam", "schedule": "eden", "eden_epochs": 1.0}])
+def test_a_killed_run_with_another_optimizer_resumes_to_the_last_digit(manifest, tmp_path, settings):
+    whole = train(manifest, tmp_path / "whole", **settings).model.state_dict()
     with pytest.raises(Killed):
-        train(manifest, tmp_path / "work", optimizer="muon", kill_at=5)
-    assert same(train(manifest, tmp_path / "work", optimizer="muon").model.state_dict(), whole)
+        train(manifest, tmp_path / "work", **settings, kill_at=5)
+    assert same(train(manifest, tmp_path / "work", **settings).model.state_dict(), whole)
 
 
 def test_a_killed_zipformer_resumes_to_the_last_digit(manifest, tmp_path):
@@ -386,7 +388,7 @@ def test_counts_of_nothing_are_refused(manifest, tmp_path, name):
 def test_precision_and_schedule(manifest, tmp_path):
     with pytest.raises(RecipeError, match=r"train\.precision: expected fp32 or bf16, found fp16"):
         train(manifest, tmp_path / "work", precision="fp16")
-    with pytest.raises(RecipeError, match=r"train\.schedule: expected cosine or constant, found linear"):
+    with pytest.raises(RecipeError, match=r"train\.schedule: expected cosine or constant or eden, found linear"):
         train(manifest, tmp_path / "work", schedule="linear")
     trainer = train(manifest, tmp_path / "bf16", precision="bf16", max_steps=2)
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())
