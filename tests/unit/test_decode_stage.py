@@ -226,11 +226,11 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: ctc_gredy", "method: expected ctc_greedy or llm, found ctc_gredy"),
+        ("method: ctc_gredy", "method: expected ctc_greedy or ctc_beam or ctc_graph or llm, found ctc_gredy. Fix: did you mean 'ctc_greedy'?"),
         ("chunk_ms: 650\nstreaming: true", "chunk_ms: expected a multiple of 40, found 650"),
         ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
         ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),
-        ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm and whole utterances, found 2"),
+        ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm or ctc_beam and whole utterances, found 2"),
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
         ("method: llm\nhotwords: exact\nmax_hints: 0", "found exact, 0"),
