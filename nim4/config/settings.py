@@ -314,7 +314,7 @@ class DecodeConfig:
     num_beams: int = 1  # llm: 1 = greedy; ctc_beam: prefixes that are kept
     ngram: str = "none"  # ctc_beam, ctc_graph: words | phones; ctc_graph: none = all phonemes alike
     lm_weight: float = 1.0  # ctc_beam, ctc_graph: of the n-gram's log probability
-    unit_bonus: float = 0.0  # ctc_beam, ctc_graph: nats for each word, or phoneme, against the n-gram's leaning to short texts
+    word_bonus: float = 0.0  # ctc_beam, ctc_graph: nats for each word, against the leaning of n-grams to short texts
     hotwords: str = "none"  # llm: exact | lattice: hints are looked up in the index of stage 10 by the phoneme head's output (paper: exact)
     max_hints: int = 10  # ours, see nim4/decode/hotword_hints.py
     streaming: bool = False

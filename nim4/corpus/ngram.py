@@ -4,15 +4,17 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from nim4.config import RecipeError
 from nim4.stage import atomic_write
 
 START = -1
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
-SPECIAL = (BEGIN, END, UNKNOWN, "<UNK>")
 NEVER = -99.0  # log10 of what ARPA writes for the start of a text, which is never predicted
 MAKE = "make it again, for example ./run.sh --only 2 --ngram 3"
 
@@ -191,9 +193,57 @@ class _Reader:
         return RecipeError(f"{self._path}, line {self._number}", expected=expected, found=repr(found) if isinstance(found, str) else found, fix=MAKE)
 
 
-def arpa_words(path: Path) -> list[str]:
-    """The words of an ARPA file, without <s>, </s> and <unk>; all of it is checked. Raises RecipeError as `read_arpa`, and without <s> or </s>."""
-    words = [ngram.words[0] for ngram in read_arpa(path) if len(ngram.words) == 1]
-    if missing := {BEGIN, END} - set(words):
-        raise RecipeError(path, expected="<s> and </s> among its words", found=f"no {min(missing)}", fix=MAKE)
-    return [word for word in words if word not in SPECIAL]
+@dataclass(frozen=True)
+class NgramStates:
+    """An n-gram as an automaton: a state for each context, an arc for each n-gram, and from each state a way to the next shorter context.
+
+    Attributes:
+        words: by id; the last one is </s>. <unk> is left out: what searches with this knows its words.
+        start: the state at the start of a text. State 0 is the empty context.
+        first: (N + 1,) int64; the arcs of state i are first[i] to first[i + 1] - 1, in the order of their words.
+        word: (A,) int32 ids. logp: (A,) float64, natural logarithms. to: (A,) int32 states.
+        backoff_to: (N,) int32, -1 for state 0. backoff: (N,) float64, natural logarithms.
+    """
+
+    words: tuple[str, ...]
+    start: int
+    first: np.ndarray
+    word: np.ndarray
+    logp: np.ndarray
+    to: np.ndarray
+    backoff_to: np.ndarray
+    backoff: np.ndarray
+
+    @classmethod
+    def of_arpa(cls, path: Path) -> "NgramStates":
+        """Reads an ARPA file into memory. Raises RecipeError as `read_arpa`, without <s> or </s>, and when an n-gram's context is missing."""
+        ngrams = [ngram for ngram in read_arpa(path) if not {"<unk>", "<UNK>"} & set(ngram.words)]
+        listed = [ngram.words[0] for ngram in ngrams if len(ngram.words) == 1]
+        if missing := {BEGIN, END} - set(listed):
+            raise RecipeError(path, expected="<s> and </s> among its words", found=f"no {min(missing)}", fix=MAKE)
+        words = (*(word for word in listed if word not in (BEGIN, END)), END)
+        ids, order = {word: number for number, word in enumerate(words)}, max(len(ngram.words) for ngram in ngrams)
+        contexts = [ngram for ngram in ngrams if len(ngram.words) < order and ngram.words[-1] != END]
+        states = {(): 0} | {ngram.words: number for number, ngram in enumerate(contexts, 1)}
+        if order == 1:
+            states[BEGIN,] = 0
+
+        def state_of(suffix: tuple[str, ...]) -> int:
+            while suffix not in states:
+                suffix = suffix[1:]
+            return states[suffix]
+
+        rows = []
+        for *context, word in (ngram.words for ngram in ngrams):
+            if tuple(context) not in states:
+                raise RecipeError(f"{path}, {' '.join((*context, word))}", expected="its context as an n-gram, too", found="none", fix=MAKE)
+            rows.append((states[tuple(context)], ids.get(word, -1), 0 if word == END else state_of((*context, word))))
+        table, logp = np.array(rows, np.int64), np.array([ngram.prob for ngram in ngrams]) * math.log(10)
+        kept = np.lexsort((table[:, 1], table[:, 0]))
+        kept = kept[table[kept, 1] >= 0]  # nothing leads to the start of a text
+        table, num_states = table[kept], len(contexts) + 1
+        first = np.searchsorted(table[:, 0], np.arange(num_states + 1))
+        backoff_to = np.array([-1, *(state_of(ngram.words[1:]) for ngram in contexts)], np.int32)
+        backoff = np.array([0.0, *(ngram.backoff for ngram in contexts)]) * math.log(10)
+        arrays = (table[:, 1].astype(np.int32), logp[kept], table[:, 2].astype(np.int32))
+        return cls(words, states[BEGIN,], first, *arrays, backoff_to, backoff)

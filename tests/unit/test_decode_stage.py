@@ -11,7 +11,9 @@ from made_corpora import run_program
 
 from local import decode_config
 from nim4.config import RecipeError
+from nim4.corpus.g2p import Lexicon
 from nim4.corpus.manifest import cuts_from_table, load_cuts, save_cuts
+from nim4.corpus.ngram import count_ngrams
 from nim4.corpus.table import Row
 from nim4.stage import read_json, read_jsonl
 
@@ -70,6 +72,28 @@ def test_a_set_that_is_not_closed_has_no_words(decode, trained, units, tmp_path)
     assert decode(*options_for(trained, units, tmp_path / "out"), "--configs", "ctc_greedy", "--closed", "dev") == (0, [])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["ctc_greedy"]
     assert {row["text"] for row in read_jsonl(tmp_path / "out" / "ctc_greedy" / "test" / "hyps.jsonl")} == {None}
+
+
+def test_words_and_phonemes_of_ngrams(decode, trained, units, tmp_path):
+    inputs = shutil.copytree(units, tmp_path / "units")
+    for name, texts in (("words", [["你好"], ["北京", "上海"]]), ("phones", [["n", "i3", "h", "ao3"], ["sh", "ang4"]])):
+        model, names = count_ngrams(texts, 2)
+        model.save_arpa(inputs / f"{name}.arpa", names)
+    options = [*options_for(trained, inputs, tmp_path / "out"), "--configs", "ctc_beam ctc_beam_phones"]
+    assert decode(*options) == (0, [])
+    words, phones = (read_jsonl(tmp_path / "out" / name / "test" / "hyps.jsonl") for name in ("ctc_beam", "ctc_beam_phones"))
+    assert len(words) == len(phones) == 4
+    for row in words:
+        assert set(row["text"]) <= set("你好北京上海")
+        assert row["phones"].split() == Lexicon().phones(row["text"])
+    assert {row["text"] for row in phones} == {None}
+    assert {phone for row in phones for phone in row["phones"].split()} <= set(["n", "i3", "h", "ao3", "sh", "ang4"])
+    other = tmp_path / "other.arpa"
+    other.write_text((inputs / "words.arpa").read_text(encoding="utf-8").replace("ngram 2=", "ngram 2=1"), encoding="utf-8")
+    for arpa, message in ((other, "as the header says"), (inputs / "phones.arpa", "words that can be read"), (tmp_path / "none", "no such file")):
+        code, errors = decode(*options[:-1], "ctc_beam", "--arpa", arpa)
+        assert (code, len(errors)) == (2, 1)
+        assert message in errors[0]
 
 
 def test_the_same_again_is_skipped(decode, trained, units, words, tmp_path):
@@ -234,6 +258,9 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
         ("method: llm\nhotwords: exact\nmax_hints: 0", "found exact, 0"),
+        ("ngram: words", "ngram: expected none with method ctc_greedy, found words"),
+        ("method: ctc_beam", "ngram: expected words or phones with method ctc_beam, found none"),
+        ("method: ctc_beam\nngram: words\nstreaming: true", "streaming: expected false with method ctc_beam, found true"),
         ("chunks: 3", "expected a known setting, found 'chunks'"),
         ("streaming: [", "expected a readable YAML file"),
     ],

@@ -3,10 +3,11 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 
 from nim4.config import RecipeError
-from nim4.corpus.ngram import KneserNey, arpa_words, count_ngrams, read_arpa
+from nim4.corpus.ngram import KneserNey, NgramStates, count_ngrams, read_arpa
 
 GOOD = """\\data\\
 ngram 1=4
@@ -48,6 +49,20 @@ def arpa_prob(ngrams, context, word):
     return (ngrams[context].backoff if context in ngrams else 0.0) + arpa_prob(ngrams, context[1:], word)
 
 
+def states_logp(states, words):
+    """Natural logarithm of the probability of a text, by the automaton."""
+    state, total = states.start, 0.0
+    for word in (*words, "</s>"):
+        while True:
+            arcs = slice(states.first[state], states.first[state + 1])
+            place = np.flatnonzero(states.word[arcs] == states.words.index(word))
+            if len(place):
+                break
+            total, state = total + states.backoff[state], states.backoff_to[state]
+        total, state = total + states.logp[arcs][place[0]], states.to[arcs][place[0]]
+    return total
+
+
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_the_arpa_file_has_the_same_probabilities(order, tmp_path):
     rng = random.Random(order)
@@ -57,12 +72,16 @@ def test_the_arpa_file_has_the_same_probabilities(order, tmp_path):
     model.save_arpa(tmp_path / "made.arpa", names)
     ngrams = {ngram.words: ngram for ngram in read_arpa(tmp_path / "made.arpa")}
     assert {len(words) for words in ngrams} == set(range(1, order + 1))
-    assert sorted(arpa_words(tmp_path / "made.arpa")) == ["a", "b", "c", "d"]
+    states = NgramStates.of_arpa(tmp_path / "made.arpa")
+    assert states.words == ("a", "b", "c", "d", "</s>")
     for length in range(order + 1):
         for context in itertools.product(range(1, len(names)), repeat=length):
             words = ("<s>", *(names[token] for token in context))[-(order - 1) :] if order > 1 else ()
             for token, name in enumerate(names):
                 assert 10 ** arpa_prob(ngrams, words, name) == pytest.approx(model.prob(context, token), rel=1e-4)
+            if 1 not in context:
+                walked = states_logp(states, [names[token] for token in context])
+                assert walked == pytest.approx(-model.cost([*context, 0]), abs=1e-4)
 
 
 def test_a_good_file_is_read(tmp_path):
@@ -71,7 +90,7 @@ def test_a_good_file_is_read(tmp_path):
     ngrams = list(read_arpa(path))
     assert ngrams[0] == (("<s>",), -99.0, -0.3)
     assert ngrams[-1] == (("a", "</s>"), -0.1, 0.0)
-    assert arpa_words(path) == ["a"]
+    assert NgramStates.of_arpa(path).words == ("a", "</s>")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +108,8 @@ def test_a_good_file_is_read(tmp_path):
         ("-0.2\t<s> a", "0.2\t<s> a", "line 12: expected a log10 probability of at most 0"),
         ("-0.2\t<s> a", "nan\t<s> a", "line 12: expected a log10 probability of at most 0"),
         ("\n\\end\\\n", "", "line 13: expected \\end\\, found 'the end of the file'"),
+        ("ngram 2=2\n", "ngram 2=1\nngram 3=0\n", "line 16: expected 1 2-grams, as the header says, found 2"),
+        ("-0.1\ta </s>", "-0.1\tb </s>", ", b </s>: expected its context as an n-gram, too, found none"),
         ("\t</s>\n", "\t<end>\n", "expected <s> and </s> among its words, found no </s>"),
     ],
 )
@@ -97,7 +118,7 @@ def test_a_broken_file_is_told(old, new, message, tmp_path):
     assert old in GOOD
     path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(RecipeError) as error:
-        arpa_words(path)
+        NgramStates.of_arpa(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert "Fix: " in str(error.value)
@@ -107,6 +128,6 @@ def test_a_broken_file_is_told(old, new, message, tmp_path):
 def test_a_file_that_is_no_arpa_is_told(content, found, tmp_path):
     (tmp_path / "model").write_bytes(content)
     with pytest.raises(RecipeError, match=found):
-        arpa_words(tmp_path / "model")
+        NgramStates.of_arpa(tmp_path / "model")
     with pytest.raises(RecipeError, match="No such file"):
-        arpa_words(tmp_path / "missing")
+        NgramStates.of_arpa(tmp_path / "missing")
