@@ -25,9 +25,10 @@ from nim4.corpus.batch import phones_of
 from nim4.corpus.manifest import MonoCut, check_splits, load_cuts, utterances
 from nim4.corpus.progress import Progress
 from nim4.corpus.units import PhonemeInventory
-from nim4.decode.beam import BeamSearch, ngram_file
+from nim4.decode.beam import BeamSearch, ngram_files
 from nim4.decode.ctc import offline_log_probs, stream_cuts
 from nim4.decode.encoder import context_of
+from nim4.decode.graph import GraphSearch
 from nim4.decode.hotword import HotwordIndex, index_files
 from nim4.decode.lexicon import LexiconSearch, join_words
 from nim4.decode.offline import decode_cuts, llm_cuts
@@ -71,13 +72,12 @@ def main() -> None:
     inventory = read_model_config(args.model)[1]
     search = LexiconSearch.of_file(args.lexicon, inventory) if closed else None
     decoders = Decoders(args.model, pick_device(args.device), search, hotwords, args.hotword_index)
-    ngrams = {name: ngram_file(config, args.arpa, args.units) for name, config in configs.items()}
+    ngrams = {name: ngram_files(config, args.arpa, args.units) for name, config in configs.items()}
     for name, config in configs.items():
         for test_set in sets:
             manifest = args.units / f"{test_set}.jsonl.gz"
             is_ctc = config.method != "llm"
             words = config.method == "ctc_greedy" and test_set in closed
-            lexicon = args.units / "lexicon.tsv" if config.ngram == "words" else None
             output = stage.StageOutput(
                 args.out / name / test_set,
                 config={"decode": as_dict(config), "words": words} | ({} if is_ctc else {"hotwords": hotwords}),
@@ -85,13 +85,13 @@ def main() -> None:
                     manifest,
                     *model_files(args.model, config.method),
                     *([args.lexicon] if words else []),
-                    *filter(None, (ngrams[name], lexicon)),
+                    *ngrams[name],
                     *index_files(config.hotwords, args.hotword_index),
                 ],
             )
             if not output.is_done():
                 cuts = list(load_cuts(manifest))
-                decoders.load(config, ngrams[name], lexicon)
+                decoders.load(config, ngrams[name])
                 decoded = decoders.ctc(cuts, config, words) if is_ctc else decoders.llm(cuts, config)
                 write_set(f"{name}/{test_set}", cuts, decoded, config, output, args.model)
 
@@ -123,7 +123,7 @@ class Decoders:
     def __init__(self, folder: Path, device: torch.device, search: LexiconSearch | None, hotwords: list[str], index: Path | None):
         self._folder, self._device, self._search, self._hotwords, self._index_folder = folder, device, search, hotwords, index
         self._num_processes = processes_of_one_thread(device)
-        self._with_ngram: dict[DecodeConfig, BeamSearch] = {}
+        self._searches: dict[DecodeConfig, BeamSearch | GraphSearch] = {}
 
     @cached_property
     def _phoneme_model(self) -> tuple[PhonemeModel, PhonemeInventory]:
@@ -137,21 +137,23 @@ class Decoders:
     def _index(self) -> HotwordIndex:
         return HotwordIndex.load(self._index_folder, read_model_config(self._folder)[1])
 
-    def load(self, config: DecodeConfig, arpa: Path | None, lexicon: Path | None) -> None:
+    def load(self, config: DecodeConfig, ngram: list[Path]) -> None:
         """Loads what a config needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
         _ = self._speech_llm if config.method == "llm" else self._phoneme_model
-        if arpa is not None and config not in self._with_ngram:
-            self._with_ngram[config] = BeamSearch.of_config(config, arpa, self._phoneme_model[1], lexicon)
+        if config.method == "ctc_beam":
+            self._searches[config] = BeamSearch.of_config(config, self._phoneme_model[1], *ngram)
+        if config.method == "ctc_graph":
+            self._searches[config] = GraphSearch.of_config(config, self._phoneme_model[1], *ngram, device=self._device)
         _ = self._index if config.hotwords != "none" else None
 
     def ctc(self, cuts: list[MonoCut], config: DecodeConfig, words: bool) -> Iterator[Outcome]:
         """Phonemes, and words where the config has an n-gram of them, or words of the lexicon are asked for."""
         model, inventory = self._phoneme_model
-        beam, words = self._with_ngram.get(config), words or config.ngram == "words"
+        wide, words = self._searches.get(config), words or config.ngram == "words"
 
         def read_out(log_probs: np.ndarray) -> tuple[list[str], str | None]:
-            if beam is not None:
-                ids, found = beam.search(log_probs)
+            if wide is not None:
+                ids, found = wide.search(log_probs)
                 return inventory.decode(ids), join_words(found) if words else None
             phones = inventory.decode(collapse(log_probs.argmax(-1).tolist()))
             return phones, join_words(self._search.search(log_probs)) if words else None

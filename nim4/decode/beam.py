@@ -61,15 +61,10 @@ class BeamSearch:
         self._settings = (ngram.start, len(ngram.words) - 1, num_beams, float(lm_weight), float(word_bonus), sum_paths)
 
     @classmethod
-    def of_config(cls, config: DecodeConfig, arpa: Path, inventory: PhonemeInventory, lexicon: Path | None = None) -> "BeamSearch":
-        """The search of a decode config.
-
-        Args:
-            arpa: n-gram of words, or of the phonemes of the inventory, as `config.ngram` says.
-            lexicon: see `readings_of`.
-        """
+    def of_config(cls, config: DecodeConfig, inventory: PhonemeInventory, arpa: Path, lexicon: Path | None = None) -> "BeamSearch":
+        """The search of a decode config; `arpa` and `lexicon` as `ngram_files` gives them."""
         ngram = NgramStates.of_arpa(arpa)
-        readings = readings_of(ngram.words[:-1], inventory, lexicon) if config.ngram == "words" else phonemes_of(arpa, ngram.words[:-1], inventory)
+        readings = readings_of_config(config, inventory, ngram, arpa, lexicon)
         return cls(ngram, readings, num_beams=config.num_beams, lm_weight=config.lm_weight, word_bonus=config.word_bonus)
 
     def search(self, log_probs: np.ndarray) -> tuple[list[int], list[str]]:
@@ -98,6 +93,14 @@ def _best_below(first: np.ndarray, key: np.ndarray, first_entry: np.ndarray, sco
     return best
 
 
+def readings_of_config(
+    config: DecodeConfig, inventory: PhonemeInventory, ngram: NgramStates, arpa: Path, lexicon: Path | None = None
+) -> dict[str, list[list[int]]]:
+    """What a decode config searches for: the words of its n-gram, or the phonemes; `arpa` is where it came from."""
+    words = ngram.words[:-1]
+    return readings_of(words, inventory, lexicon) if config.ngram == "words" else phonemes_of(arpa, words, inventory)
+
+
 def readings_of(words: Sequence[str], inventory: PhonemeInventory, lexicon: Path | None = None) -> dict[str, list[list[int]]]:
     """Phoneme ids of each word that can be read; a warning tells of the others.
 
@@ -107,7 +110,7 @@ def readings_of(words: Sequence[str], inventory: PhonemeInventory, lexicon: Path
     Raises:
         RecipeError: if no word can be read, or a word has phonemes that the inventory lacks.
     """
-    known, reader = load_lexicon(lexicon) if lexicon and lexicon.is_file() else {}, Lexicon()
+    known, reader = load_lexicon(lexicon) if lexicon else {}, Lexicon()
     readings, unread = {}, []
     for word in words:
         found = [tuple(phones) for phones in known.get(word) or [reader.phones(word)]] + list(han_readings(word) if len(word) == 1 else ())
@@ -133,16 +136,16 @@ def phonemes_of(arpa: Path, words: Sequence[str], inventory: PhonemeInventory) -
     return {word: [inventory.encode([word])] for word in words}
 
 
-def ngram_file(config: DecodeConfig, given: Path | None, units: Path) -> Path | None:
-    """The ARPA file that a decode config searches with: the given one, else stage 2's; None when it searches with none.
+def ngram_files(config: DecodeConfig, arpa: Path | None, units: Path) -> list[Path]:
+    """What a decode config with an n-gram reads: the ARPA file, given or stage 2's, and of words the readings in stage 2's lexicon.
 
     Raises:
-        RecipeError: if it is not there.
+        RecipeError: if there is no n-gram.
     """
     if config.ngram == "none":
-        return None
-    path = given or units / f"{config.ngram}.arpa"
+        return []
+    path = arpa or units / f"{config.ngram}.arpa"
     if not path.is_file():
         fix = "run stage 2 with it, ./run.sh --only 2 --ngram 3, or give --arpa FILE"
         raise RecipeError(path, expected=f"an n-gram of {config.ngram}", found="no such file", fix=fix)
-    return path
+    return [path, *([units / "lexicon.tsv"] if config.ngram == "words" else [])]

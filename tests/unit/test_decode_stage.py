@@ -90,8 +90,9 @@ def test_words_and_phonemes_of_ngrams(decode, trained, units, tmp_path):
     assert {phone for row in phones for phone in row["phones"].split()} <= set(["n", "i3", "h", "ao3", "sh", "ang4"])
     other = tmp_path / "other.arpa"
     other.write_text((inputs / "words.arpa").read_text(encoding="utf-8").replace("ngram 2=", "ngram 2=1"), encoding="utf-8")
-    for arpa, message in ((other, "as the header says"), (inputs / "phones.arpa", "words that can be read"), (tmp_path / "none", "no such file")):
-        code, errors = decode(*options[:-1], "ctc_beam", "--arpa", arpa)
+    mistakes = [("ctc_beam", other, "as the header says"), ("ctc_beam_phones", inputs / "words.arpa", "phonemes of the model's tokens.txt")]
+    for config, arpa, message in [*mistakes, ("ctc_beam", tmp_path / "none", "no such file")]:
+        code, errors = decode(*options[:-1], config, "--arpa", arpa)
         assert (code, len(errors)) == (2, 1)
         assert message in errors[0]
 

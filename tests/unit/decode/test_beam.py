@@ -8,7 +8,7 @@ import pytest
 from nim4.config import DecodeConfig, RecipeError
 from nim4.corpus.ngram import NgramStates, count_ngrams
 from nim4.corpus.units import PhonemeInventory
-from nim4.decode.beam import BeamSearch, ngram_file, readings_of
+from nim4.decode.beam import BeamSearch, ngram_files, readings_of
 from nim4.model.ctc import collapse
 
 INVENTORY = PhonemeInventory(["<blk>", "<unk>", "a", "b", "c"])
@@ -89,7 +89,7 @@ def test_words_are_the_best_of_all(model, arpa, sum_paths):
 def test_phonemes_are_the_best_of_all(tmp_path):
     model, names = count_ngrams([["a", "b"], ["a", "c", "b"], ["b", "b"], ["c"], ["a"]], 2)
     model.save_arpa(tmp_path / "phones.arpa", names)
-    search = BeamSearch.of_config(DecodeConfig("ctc_beam", num_beams=500, ngram="phones"), tmp_path / "phones.arpa", INVENTORY)
+    search = BeamSearch.of_config(DecodeConfig("ctc_beam", num_beams=500, ngram="phones"), INVENTORY, tmp_path / "phones.arpa")
     for log_probs in draws(num_frames=4):
         sequences = [(phones, phones) for count in range(5) for phones in itertools.product([2, 3, 4], repeat=count)]
         best, worth = best_of_all(log_probs, sequences, lambda phones: lm_score(model, names, INVENTORY.decode(phones)), sum_paths=True)
@@ -141,13 +141,16 @@ def test_readings(tmp_path, caplog):
 
 def test_an_ngram_of_other_phonemes_is_told(arpa):
     with pytest.raises(RecipeError, match=r"expected phonemes of the model's tokens.txt, found 5 others of 5, first 'alike'"):
-        BeamSearch.of_config(DecodeConfig("ctc_beam", ngram="phones"), arpa, INVENTORY)
+        BeamSearch.of_config(DecodeConfig("ctc_beam", ngram="phones"), INVENTORY, arpa)
 
 
-def test_a_missing_ngram_is_told(tmp_path):
-    assert ngram_file(DecodeConfig(), None, tmp_path) is None
+def test_files_of_a_config(arpa, tmp_path):
+    words, phones = (DecodeConfig("ctc_beam", ngram=name) for name in ("words", "phones"))
+    assert ngram_files(DecodeConfig(), None, tmp_path) == []
+    assert ngram_files(words, arpa, tmp_path) == [arpa, tmp_path / "lexicon.tsv"]
+    assert ngram_files(phones, arpa, tmp_path) == [arpa]
     with pytest.raises(RecipeError, match=r"words\.arpa: expected an n-gram of words, found no such file\. Fix: run stage 2 with it"):
-        ngram_file(DecodeConfig("ctc_beam", ngram="words"), None, tmp_path)
+        ngram_files(words, None, tmp_path)
 
 
 def test_words_without_phonemes_are_refused(arpa):
