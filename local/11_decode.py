@@ -140,9 +140,9 @@ class Decoders:
     def load(self, config: DecodeConfig, ngram: list[Path]) -> None:
         """Loads what a config needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
         _ = self._speech_llm if config.method == "llm" else self._phoneme_model
-        if config.method == "ctc_beam":
+        if config.method == "ctc_beam" and config not in self._searches:
             self._searches[config] = BeamSearch.of_config(config, self._phoneme_model[1], *ngram)
-        if config.method == "ctc_graph":
+        if config.method == "ctc_graph" and config not in self._searches:
             self._searches[config] = GraphSearch.of_config(config, self._phoneme_model[1], *ngram, device=self._device)
         _ = self._index if config.hotwords != "none" else None
 

@@ -1,5 +1,6 @@
 """Stage 11 as a program: hypotheses, events, errors, and mistakes."""
 
+import importlib.util
 import itertools
 import shutil
 
@@ -91,6 +92,8 @@ def test_words_and_phonemes_of_ngrams(decode, trained, units, tmp_path):
     other = tmp_path / "other.arpa"
     other.write_text((inputs / "words.arpa").read_text(encoding="utf-8").replace("ngram 2=", "ngram 2=1"), encoding="utf-8")
     mistakes = [("ctc_beam", other, "as the header says"), ("ctc_beam_phones", inputs / "words.arpa", "phonemes of the model's tokens.txt")]
+    if importlib.util.find_spec("k2") is None:
+        mistakes += [("ctc_graph", inputs / "words.arpa", "k2: expected it to be installed, found no such package")]
     for config, arpa, message in [*mistakes, ("ctc_beam", tmp_path / "none", "no such file")]:
         code, errors = decode(*options[:-1], config, "--arpa", arpa)
         assert (code, len(errors)) == (2, 1)

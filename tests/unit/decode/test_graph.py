@@ -17,6 +17,7 @@ from make_k2_golden import GOLDEN, LENS, NUM_SYMBOLS, PHONES, READINGS, WEIGHTS,
 from nim4.config import RecipeError
 from nim4.decode import graph
 from nim4.decode.graph import GraphSearch, Lattice, LatticePath, best_paths, k2_ctc_loss, lexicon_text, names_on_paths, ngram_text
+from utils import check_env
 
 MADE = json.loads(GOLDEN.read_text(encoding="utf-8"))
 with_k2 = pytest.mark.skipif(importlib.util.find_spec("k2") is None, reason="k2 is not installed")
@@ -128,6 +129,10 @@ def test_k2_finds_the_same_again(words):
     assert made["HLG"].search(np.zeros((0, NUM_SYMBOLS), np.float32)) == ([], [])
     log_probs = torch.tensor(MADE["ctc"]["log_probs"])
     assert float(k2_ctc_loss(log_probs, torch.tensor(LENS), PHONES)) == pytest.approx(MADE["ctc"]["loss"], abs=1e-4)
+
+
+def test_the_environments_list_has_the_line_that_installs_it():
+    assert graph.INSTALL in {package.install for package in check_env.OPTIONAL if package.name == "k2"}
 
 
 def test_no_k2_is_told(monkeypatch):
