@@ -76,7 +76,7 @@ class Transcripts:
 
 
 def add_phones(
-    path: Path, out: Path, lexicon: Lexicon, is_train: bool, transcripts: Transcripts
+    path: Path, out: Path, lexicon: Lexicon, is_train: bool, transcripts: Transcripts | None
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Writes one split with phones. Returns its counts, and the utterances left out of it."""
     kept, left_out = [], []
@@ -100,7 +100,7 @@ def add_phones(
         num_unknown += phones.count(UNKNOWN)
         supervision.custom = {**(supervision.custom or {}), "phones": " ".join(phones)}
         kept.append(cut)
-        if is_train:
+        if is_train and transcripts is not None:
             transcripts.add(supervision, readings)
     if not kept:
         raise RecipeError(path, expected="an utterance fit for training", found=f"none: {dict(reasons)}", fix="check the texts and --language")
@@ -139,7 +139,7 @@ def main() -> None:
     if output.is_done():
         return
     work = output.begin()
-    lexicon, transcripts = Lexicon(options.language, own), Transcripts()
+    lexicon, transcripts = Lexicon(options.language, own), Transcripts() if options.ngram else None
     report: dict[str, dict[str, object]] = {}
     left_out: list[dict[str, object]] = []
     for split, path in manifests.items():
@@ -149,7 +149,7 @@ def main() -> None:
     inventory.save(work / "tokens.txt")
     lexicon.save(work / "lexicon.tsv")
     lexicon.save_unknown(work / "unknown.tsv")
-    if options.ngram:
+    if transcripts is not None:
         transcripts.save_ngrams(options.ngram, work)
     nim4.stage.write_jsonl(work / "left_out.jsonl", left_out)
     nim4.stage.write_json(work / "report.json", {"num_symbols": len(inventory), "splits": report})

@@ -72,7 +72,7 @@ def main() -> None:
     inventory = read_model_config(args.model)[1]
     search = LexiconSearch.of_file(args.lexicon, inventory) if closed else None
     decoders = Decoders(args.model, pick_device(args.device), search, hotwords, args.hotword_index)
-    ngrams = {name: ngram_files(config, args.arpa, args.units) for name, config in configs.items()}
+    ngrams = ngram_files(configs, args.arpa, args.units)
     for name, config in configs.items():
         for test_set in sets:
             manifest = args.units / f"{test_set}.jsonl.gz"

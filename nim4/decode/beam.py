@@ -136,16 +136,21 @@ def phonemes_of(arpa: Path, words: Sequence[str], inventory: PhonemeInventory) -
     return {word: [inventory.encode([word])] for word in words}
 
 
-def ngram_files(config: DecodeConfig, arpa: Path | None, units: Path) -> list[Path]:
-    """What a decode config with an n-gram reads: the ARPA file, given or stage 2's, and of words the readings in stage 2's lexicon.
+def ngram_files(configs: Mapping[str, DecodeConfig], arpa: Path | None, units: Path) -> dict[str, list[Path]]:
+    """What each decode config reads for its n-gram, by name: the ARPA file, given or stage 2's, and of words the readings in stage 2's lexicon.
 
     Raises:
-        RecipeError: if there is no n-gram.
+        RecipeError: if there is no n-gram where one is wanted, or one is given that no config uses.
     """
-    if config.ngram == "none":
-        return []
-    path = arpa or units / f"{config.ngram}.arpa"
-    if not path.is_file():
-        fix = "run stage 2 with it, ./run.sh --only 2 --ngram 3, or give --arpa FILE"
-        raise RecipeError(path, expected=f"an n-gram of {config.ngram}", found="no such file", fix=fix)
-    return [path, *([units / "lexicon.tsv"] if config.ngram == "words" else [])]
+    if arpa is not None and all(config.ngram == "none" for config in configs.values()):
+        raise RecipeError("--arpa", expected="a decode config with an n-gram", found=" ".join(configs), fix="for example --configs ctc_beam")
+    files: dict[str, list[Path]] = {name: [] for name in configs}
+    for name, config in configs.items():
+        if config.ngram == "none":
+            continue
+        path = arpa or units / f"{config.ngram}.arpa"
+        if not path.is_file():
+            fix = "run stage 2 with it, ./run.sh --only 2 --ngram 3, or give --arpa FILE"
+            raise RecipeError(path, expected=f"an n-gram of {config.ngram}", found="no such file", fix=fix)
+        files[name] = [path, *([units / "lexicon.tsv"] if config.ngram == "words" else [])]
+    return files

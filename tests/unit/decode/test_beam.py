@@ -144,13 +144,15 @@ def test_an_ngram_of_other_phonemes_is_told(arpa):
         BeamSearch.of_config(DecodeConfig("ctc_beam", ngram="phones"), INVENTORY, arpa)
 
 
-def test_files_of_a_config(arpa, tmp_path):
-    words, phones = (DecodeConfig("ctc_beam", ngram=name) for name in ("words", "phones"))
-    assert ngram_files(DecodeConfig(), None, tmp_path) == []
-    assert ngram_files(words, arpa, tmp_path) == [arpa, tmp_path / "lexicon.tsv"]
-    assert ngram_files(phones, arpa, tmp_path) == [arpa]
+def test_files_of_configs(arpa, tmp_path):
+    greedy, words, phones = DecodeConfig(), DecodeConfig("ctc_beam", ngram="words"), DecodeConfig("ctc_beam", ngram="phones")
+    assert ngram_files({"greedy": greedy}, None, tmp_path) == {"greedy": []}
+    found = ngram_files({"greedy": greedy, "words": words, "phones": phones}, arpa, tmp_path)
+    assert found == {"greedy": [], "words": [arpa, tmp_path / "lexicon.tsv"], "phones": [arpa]}
     with pytest.raises(RecipeError, match=r"words\.arpa: expected an n-gram of words, found no such file\. Fix: run stage 2 with it"):
-        ngram_files(words, None, tmp_path)
+        ngram_files({"words": words}, None, tmp_path)
+    with pytest.raises(RecipeError, match="--arpa: expected a decode config with an n-gram, found greedy"):
+        ngram_files({"greedy": greedy}, arpa, tmp_path)
 
 
 def test_words_without_phonemes_are_refused(arpa):
