@@ -26,6 +26,8 @@ snapshots=                          # folder of stage 3 whose encoders stage 5 t
 entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
 decode="ctc_greedy ctc_streaming offline offline_rescored streaming"   # decode configurations, files of local/conf/decode/
 hotword_list=                       # word list of names for stage 10: the index in which decode configs with hotwords look up hints
+ngram=0                             # words in the longest n-gram of the training transcripts, for decode configs ctc_beam and ctc_beam_phones; 0 = none
+arpa=                               # n-gram for them instead, an ARPA file
 hotwords=                           # words separated by commas: hints to the speech LLM in stage 11
 
 # The corpus
@@ -65,7 +67,7 @@ fi
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh" # from here on in the repository's root
 
 source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_path "$init") entities=$(caller_path "$entities")
-hotword_list=$(caller_path "$hotword_list") snapshots=$(caller_path "$snapshots")
+hotword_list=$(caller_path "$hotword_list") arpa=$(caller_path "$arpa") snapshots=$(caller_path "$snapshots")
 [ -z "$init_encoder" ] || init_encoder=${init_encoder%%:*}:$(caller_path "${init_encoder#*:}" new)
 [ "$data_dir" = data ] || data_dir=$(caller_path "$data_dir" new)
 [ "$exp_dir" = exp ] || exp_dir=$(caller_path "$exp_dir" new)
@@ -129,7 +131,8 @@ if stage 1 fbank "80 log-Mel bins every 10 ms, and their mean and variance"; the
 fi
 
 if stage 2 units "transcripts -> phonemes: what the encoder learns to write"; then
-  python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language"
+  python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language" \
+    --ngram "$ngram"
 fi
 
 if [ -n "$init_encoder" ]; then python -m nim4 encoder "$init_encoder" --units "$data/units" --out "$init"; fi
@@ -204,7 +207,7 @@ if stage 11 decode "$decode on $test"; then
   made=()
   [ ! -f "$exp/10_hotwords/done.json" ] || made=(--hotword-index "$exp/10_hotwords")
   python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
-    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" "${made[@]}" --out "$exp/11_decode" --device "$device"
+    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" ${arpa:+--arpa "$arpa"} "${made[@]}" --out "$exp/11_decode" --device "$device"
 fi
 
 if stage 12 score "error rates with intervals, speed and latency"; then

@@ -36,8 +36,10 @@ class Package:
 OPTIONAL = (
     Package("sounddevice", "", "python -m nim4 stream --mic", "python -m pip install sounddevice"),
     Package("WeTextProcessing", "", "python -m nim4 score --engine WeTextProcessing", "python -m pip install WeTextProcessing==1.2.0"),
-    Package("k2", "", "graph decoding, CTC of its own", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
-    Package("kaldifeat", "", "features on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"),
+    Package("k2", "", "decode config ctc_graph", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
+    Package(
+        "kaldifeat", "", "features in batches, on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"
+    ),
     Package(
         "icefall",
         "",

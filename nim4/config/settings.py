@@ -345,9 +345,12 @@ class EntropyConfig:
 class DecodeConfig:
     """One decode configuration: a file under local/conf/decode/. Never an architecture setting: those are in the model folder."""
 
-    method: str = "ctc_greedy"  # ctc_greedy | llm
-    num_beams: int = 1  # llm: 1 = greedy
+    method: str = "ctc_greedy"  # ctc_greedy | ctc_beam | ctc_graph | llm
+    num_beams: int = 1  # llm: 1 = greedy; ctc_beam: prefixes that are kept
     ctc_weight: float = 0.0  # llm, more than one beam: of the phoneme head's say in which of them is the result
+    ngram: str = "none"  # ctc_beam, ctc_graph: words | phones; ctc_graph: none = all phonemes alike
+    lm_weight: float = 1.0  # ctc_beam, ctc_graph: of the n-gram's log probability
+    word_bonus: float = 0.0  # ctc_beam, ctc_graph: nats for each word, against the leaning of n-grams to short texts
     hotwords: str = "none"  # llm: exact | lattice: hints are looked up in the index of stage 10 by the phoneme head's output (paper: exact)
     max_hints: int = 10  # ours, see nim4/decode/hotword_hints.py
     streaming: bool = False
