@@ -131,8 +131,7 @@ if stage 1 fbank "80 log-Mel bins every 10 ms, and their mean and variance"; the
 fi
 
 if stage 2 units "transcripts -> phonemes: what the encoder learns to write"; then
-  python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language" \
-    --ngram "$ngram"
+  python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language" --ngram "$ngram"
 fi
 
 if [ -n "$init_encoder" ]; then python -m nim4 encoder "$init_encoder" --units "$data/units" --out "$init"; fi
@@ -204,8 +203,7 @@ if stage 11 decode "$decode on $test"; then
   else # the last that has been trained
     for folder in "${trained[@]}"; do [ ! -f "$exp/$folder/done.json" ] || model=$exp/$folder; done
   fi
-  made=()
-  [ ! -f "$exp/10_hotwords/done.json" ] || made=(--hotword-index "$exp/10_hotwords")
+  if [ -f "$exp/10_hotwords/done.json" ]; then made=(--hotword-index "$exp/10_hotwords"); else made=(); fi
   python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
     --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" ${arpa:+--arpa "$arpa"} "${made[@]}" --out "$exp/11_decode" --device "$device"
 fi
