@@ -18,12 +18,16 @@ stop_stage=13                       # last stage to run
 only=                               # the one stage to run, instead of the two above
 tag=base                            # name of the experiment: results go to EXP_DIR/CORPUS/TAG
 preset=mini                         # size of model and training: local/conf/{model,train}/PRESET.yaml
+encoder=conformer                   # conformer or zipformer, of the preset's size: local/conf/model/PRESET_zipformer.yaml
 set=()                              # KEY=VALUE on top of stage 3's settings, e.g. train.cr_weight=0; of a later one with its name: grpo.train.max_steps=10
 init=                               # model folder that the first training stage starts from, or that decoding reads when none is run
+init_encoder=                       # published encoder that stage 3 or 4 starts from: icefall:FILE, icefall:FILE,avg=N or firered:FOLDER
 snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
 entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
 decode="ctc_greedy ctc_streaming offline offline_rescored streaming"   # decode configurations, files of local/conf/decode/
 hotword_list=                       # word list of names for stage 10: the index in which decode configs with hotwords look up hints
+ngram=0                             # words in the longest n-gram of the training transcripts, for decode configs ctc_beam and ctc_beam_phones; 0 = none
+arpa=                               # n-gram for them instead, an ARPA file
 hotwords=                           # words separated by commas: hints to the speech LLM in stage 11
 
 # The corpus
@@ -63,7 +67,8 @@ fi
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh" # from here on in the repository's root
 
 source=$(caller_path "$source") lexicon=$(caller_path "$lexicon") init=$(caller_path "$init") entities=$(caller_path "$entities")
-hotword_list=$(caller_path "$hotword_list") snapshots=$(caller_path "$snapshots")
+hotword_list=$(caller_path "$hotword_list") arpa=$(caller_path "$arpa") snapshots=$(caller_path "$snapshots")
+[ -z "$init_encoder" ] || init_encoder=${init_encoder%%:*}:$(caller_path "${init_encoder#*:}" new)
 [ "$data_dir" = data ] || data_dir=$(caller_path "$data_dir" new)
 [ "$exp_dir" = exp ] || exp_dir=$(caller_path "$exp_dir" new)
 [ "$preset" != ci ] || limit=${limit:-24} # the tests want a minute, not a result
@@ -104,7 +109,15 @@ if [ -n "$first_trained" ]; then
 elif [ -n "$init" ] && ! stage_selected 11; then
   usage_error "--init" "a stage that trains or decodes" "stages $stage to $stop_stage" "leave it out"
 fi
+if [ -n "$init_encoder" ]; then
+  [[ $first_trained =~ ^(3_pretrain|4_align)$ ]] || usage_error "--init-encoder" "stage 3 or 4 as the first that trains" "'${first_trained/_/ }'" "--stage 4"
+  [ -z "$init" ] || usage_error "--init-encoder" "no --init" "'$init'" "leave one of them out"
+  init=$exp/encoder
+  [ "$first_trained" = 3_pretrain ] || snapshots=${snapshots:-$init}
+fi
 model_config=local/conf/model/$preset.yaml train_config=local/conf/train/$preset.yaml
+[[ $encoder =~ ^(conformer|zipformer)$ ]] || usage_error "--encoder" "conformer or zipformer" "'$encoder'" "$(did_you_mean "$encoder" conformer zipformer)"
+[ "$encoder" = conformer ] || model_config=local/conf/model/${preset}_$encoder.yaml
 
 . utils/setup_env.sh
 
@@ -118,8 +131,10 @@ if stage 1 fbank "80 log-Mel bins every 10 ms, and their mean and variance"; the
 fi
 
 if stage 2 units "transcripts -> phonemes: what the encoder learns to write"; then
-  python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language"
+  python local/02_units.py --fbank "$data/fbank" --out "$data/units" --train-splits "$own_train" --language "$language" --ngram "$ngram"
 fi
+
+if [ -n "$init_encoder" ]; then python -m nim4 encoder "$init_encoder" --units "$data/units" --out "$init"; fi
 
 training=(--units "$data/units" --train "$train" --valid "$valid" --train-config "$train_config" --device "$device")
 
@@ -188,10 +203,9 @@ if stage 11 decode "$decode on $test"; then
   else # the last that has been trained
     for folder in "${trained[@]}"; do [ ! -f "$exp/$folder/done.json" ] || model=$exp/$folder; done
   fi
-  made=()
-  [ ! -f "$exp/10_hotwords/done.json" ] || made=(--hotword-index "$exp/10_hotwords")
+  if [ -f "$exp/10_hotwords/done.json" ]; then made=(--hotword-index "$exp/10_hotwords"); else made=(); fi
   python local/11_decode.py --model "$model" --units "$data/units" --test "$test" --configs "$decode" \
-    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" "${made[@]}" --out "$exp/11_decode" --device "$device"
+    --closed "$closed" --lexicon "$lexicon" --hotwords "$hotwords" ${arpa:+--arpa "$arpa"} "${made[@]}" --out "$exp/11_decode" --device "$device"
 fi
 
 if stage 12 score "error rates with intervals, speed and latency"; then

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Speed of the features: hours of audio per second, ours beside lhotse and kaldi-native-fbank, in one run.
+"""Speed of the features: hours of audio per second, ours beside lhotse, kaldi-native-fbank and, where it is installed, kaldifeat, in one run.
 
 The ways take turns on the same audio, in rounds, and each round begins with another way; the table gives the median of the rounds and
 the ratio to ours. Audio is noise of 2 to 15 s (seed 0), or the files below --wav. Before timing, every way must agree with ours.
 """
 
+import importlib.util
 import os
 import statistics
 import sys
@@ -22,6 +23,7 @@ from common import SEED, median_ratio, parser_for, publish, take_turns
 import nim4.stage
 from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, Fbank, KaldiFbank, StreamingFbank
+from nim4.corpus.kaldifeat_fbank import KaldifeatFbank
 
 PUSH_SAMPLES = 10_240  # 640 ms, the deployed chunk
 BATCH = 16
@@ -77,7 +79,7 @@ def ways() -> dict[str, Way]:
             frames += list(theirs.extract_batch(signals[start : start + BATCH], SAMPLING_RATE_HZ))
         return frames
 
-    return {
+    found = {
         "ours, one by one (stage 1)": lambda signals: [ours.extract(signal) for signal in signals],
         "ours, streaming 640 ms": streaming,
         "lhotse, one by one": lambda signals: [theirs.extract(signal, SAMPLING_RATE_HZ) for signal in signals],
@@ -85,6 +87,13 @@ def ways() -> dict[str, Way]:
         "kaldi-native-fbank, offline": lambda signals: [kaldi.extract(signal) for signal in signals],
         "kaldi-native-fbank, streaming 640 ms": lambda signals: [kaldi.extract(signal, PUSH_SAMPLES) for signal in signals],
     }
+    if importlib.util.find_spec("kaldifeat"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        theirs_too = KaldifeatFbank(device)
+        found[f"kaldifeat on {device}, {BATCH} at a time"] = lambda signals: [
+            frames.cpu().numpy() for start in range(0, len(signals), BATCH) for frames in theirs_too.extract(signals[start : start + BATCH])
+        ]
+    return found
 
 
 def differences(functions: dict[str, Way], signals: list[np.ndarray]) -> dict[str, float]:

@@ -56,15 +56,22 @@ STREETS = [
     "".join(parts)
     for parts in itertools.product("惠新西东南北", "街路桥门城湖", "甲乙丙丁戊己庚辛", "一二三四五六七八九十百千万亿上下左右前后里外山水田林")
 ]
+
+
+def one_of(items: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the items; rng.choice() would make an array of all of them first, each time."""
+    return items[int(rng.integers(len(items)))]
+
+
 NEW_NAMES: dict[str, Callable[[np.random.Generator], str]] = {
-    "Chinese": lambda rng: rng.choice(STREETS) + rng.choice(list("楼院厅店馆")) + rng.choice(list("东西南北中甲乙丙丁")),
+    "Chinese": lambda rng: one_of(STREETS, rng) + one_of("楼院厅店馆", rng) + one_of("东西南北中甲乙丙丁", rng),
     "one number": lambda rng: (
-        rng.choice(STREETS)[:3] + str(rng.integers(1, 3000)) + rng.choice(["号", "号院", "层", "社区", "中学", "路", "年", "%"])
+        one_of(STREETS, rng)[:3] + str(rng.integers(1, 3000)) + one_of(["号", "号院", "层", "社区", "中学", "路", "年", "%"], rng)
     ),
-    "two numbers": lambda rng: f"{rng.choice(STREETS)[:3]}{rng.integers(1, 99_999)}号院{rng.integers(1, 99)}号楼",
-    "Latin": lambda rng: f"{rng.choice(WORDS)} {rng.choice(WORDS)} {rng.choice(WORDS)}",
-    "Latin, unseen word": lambda rng: f"{unseen_word(rng)} {rng.choice(WORDS)}",
-    "Latin and number": lambda rng: f"{rng.choice(WORDS)} {rng.choice(WORDS)} {rng.integers(1, 1000)}",
+    "two numbers": lambda rng: f"{one_of(STREETS, rng)[:3]}{rng.integers(1, 99_999)}号院{rng.integers(1, 99)}号楼",
+    "Latin": lambda rng: f"{one_of(WORDS, rng)} {one_of(WORDS, rng)} {one_of(WORDS, rng)}",
+    "Latin, unseen word": lambda rng: f"{unseen_word(rng)} {one_of(WORDS, rng)}",
+    "Latin and number": lambda rng: f"{one_of(WORDS, rng)} {one_of(WORDS, rng)} {rng.integers(1, 1000)}",
     "digits": lambda rng: str(rng.integers(100, 10**7)),
 }
 WORDS = [word for word in dictionary() if word.isalpha() and 3 < len(word) < 9][::20]
@@ -73,7 +80,7 @@ WORDS = [word for word in dictionary() if word.isalpha() and 3 < len(word) < 9][
 def unseen_word(rng: np.random.Generator) -> str:
     """A word of two or three made syllables that the dictionary lacks."""
     while True:
-        word = "".join(rng.choice(SYLLABLES, rng.integers(2, 4))) + rng.choice(["", "n", "s", "ton", "ley", "x"])
+        word = "".join(one_of(SYLLABLES, rng) for _ in range(rng.integers(2, 4))) + one_of(["", "n", "s", "ton", "ley", "x"], rng)
         if word not in dictionary():
             return word
 

@@ -16,14 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 import torch
 
 from nim4 import stage
-from nim4.config import PretrainConfig, RecipeError, as_dict, load, read_yaml
+from nim4.config import ModelConfig, PretrainConfig, RecipeError, as_dict, load, read_yaml
 from nim4.corpus.batch import TrainBatches, eval_batches, parse_sources, phone_batches
 from nim4.corpus.feats import Cmvn
 from nim4.corpus.manifest import load_cuts
 from nim4.corpus.noise import Noise
 from nim4.corpus.units import PhonemeInventory
-from nim4.model.checkpoint import WEIGHTS, count_parameters, load_into, read_weights, save_model, save_shape, with_vocab_size
+from nim4.model.checkpoint import WEIGHTS, count_parameters, load_into, read_model_config, read_weights, save_model, save_shape, with_vocab_size
 from nim4.model.ctc import PhonemeModel
+from nim4.published.checkpoint_file import as_setting
 from nim4.train.cka import CkaMonitor, plot_registry, read_registry, take_frames
 from nim4.train.cr_ctc import cr_ctc, validate
 from nim4.train.distributed import Processes, processes
@@ -32,6 +33,7 @@ from nim4.train.loop import Trainer
 from nim4.train.speed import RESUMABLE
 
 log = stage.log
+FREE_SETTINGS = ("dropout ", "relax_steps ", "unmasked_dims ")  # of an encoder, that may differ from those of --init
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +65,7 @@ def main() -> None:
         raise RecipeError("--valid", expected="splits without weights", found=args.valid, fix="remove the = and what follows it")
     if args.init:
         check_same_tokens(args.init, inventory)
+        check_same_shape(args.init, config.model)
     recorded = as_dict(config)
     for name in UNRECORDED:
         recorded["train"].pop(name)
@@ -94,6 +97,22 @@ def check_same_tokens(init: Path, inventory: PhonemeInventory) -> None:
         raise RecipeError(
             init / "tokens.txt", expected="the symbols of --units", found="others", fix="start from a model with the same phoneme inventory"
         )
+
+
+def check_same_shape(init: Path, config: ModelConfig) -> None:
+    """Raises RecipeError that says what of the settings fits the model in `init`, when the settings' model has another shape."""
+    if not (init / "config.yaml").is_file():
+        return
+    found = read_model_config(init, marker="config.yaml")[0]
+    ours, theirs = as_dict(config.encoder), as_dict(found.encoder)
+    differences = [f"{name} {theirs.get(name, 'none')}, not {value}" for name, value in ours.items() if theirs.get(name) != value]
+    differences = [told for told in differences if not told.startswith(FREE_SETTINGS)]
+    if differences:
+        told = "; ".join(differences[:3]) + (f"; {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise RecipeError(init, expected="the encoder of --model-config", found=told, fix=as_setting(found.encoder))
+    if found.head_layers != config.head_layers:
+        fix = f"--set model.head_layers={found.head_layers}"
+        raise RecipeError(init, expected=f"{config.head_layers} layers in its phoneme head", found=found.head_layers, fix=fix)
 
 
 def pretrain(
@@ -133,6 +152,7 @@ def pretrain(
         evaluate=lambda: validate(model, eval_batches(valid_cuts, make, VALID_BATCH_S), peers.device),
         after_step=monitor.after_step,
         on_resume=monitor.resume,
+        before_step=lambda step: not args.init and model.at_step(step) is not None,
     )
     numbers = trainer.run()
     if not peers.is_main:

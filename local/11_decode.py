@@ -3,7 +3,8 @@
 Every config is a file in local/conf/decode/; the model folder brings everything else. Product, per config and test set:
 refs.jsonl (every utterance of the set), hyps.jsonl (seconds, errors, and phonemes and on closed-vocabulary sets words from CTC, or
 text from the speech LLM) and for streaming configs events.jsonl (what was shown when). Streams are simulated in real time: a chunk can be
-decoded when it has been spoken, and compute is waited for. Audio that cannot be read is a hypothesis with an error, and is scored as one.
+decoded when it has been spoken, and compute is waited for, that on the chunks of others who speak at once too (nim4/decode/speakers.py).
+Audio that cannot be read is a hypothesis with an error, and is scored as one.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from nim4.corpus.batch import phones_of
 from nim4.corpus.manifest import MonoCut, check_splits, load_cuts, utterances
 from nim4.corpus.progress import Progress
 from nim4.corpus.units import PhonemeInventory
+from nim4.decode.beam import BeamSearch, ngram_files
 from nim4.decode.ctc import offline_log_probs, stream_cuts
 from nim4.decode.encoder import context_of
+from nim4.decode.graph import GraphSearch
 from nim4.decode.hotword import HotwordIndex, index_files
 from nim4.decode.lexicon import LexiconSearch, join_words
 from nim4.decode.offline import decode_cuts, llm_cuts
@@ -48,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--configs", default="ctc_greedy ctc_streaming", help="decode configs, by name of their file in local/conf/decode/")
     parser.add_argument("--closed", default="", help="sets of --units with a closed vocabulary, in --test or not: words are searched there")
     parser.add_argument("--lexicon", type=Path, help="the words of the closed sets, one per line")
+    parser.add_argument("--arpa", type=Path, help="n-gram of configs with `ngram`; without it words.arpa or phones.arpa of --units, by stage 2")
     parser.add_argument("--hotwords", default="", help="words that may occur, separated by commas: hints to the speech LLM for every utterance")
     parser.add_argument("--hotword-index", type=Path, help="folder of stage 10, in which configs with `hotwords` look up hints")
     parser.add_argument("--out", type=Path, required=True, help="folder to make OUT/<config>/<test set> in")
@@ -70,11 +74,12 @@ def main() -> None:
     inventory = read_model_config(args.model)[1]
     search = LexiconSearch.of_file(args.lexicon, inventory) if closed else None
     decoders = Decoders(args.model, pick_device(args.device), search, hotwords, args.hotword_index)
+    ngrams = ngram_files(configs, args.arpa, args.units)
     for name, config in configs.items():
         for test_set in sets:
             manifest = args.units / f"{test_set}.jsonl.gz"
-            is_ctc = config.method == "ctc_greedy"
-            words = is_ctc and test_set in closed
+            is_ctc = config.method != "llm"
+            words = config.method == "ctc_greedy" and test_set in closed
             output = stage.StageOutput(
                 args.out / name / test_set,
                 config={"decode": as_dict(config), "words": words} | ({} if is_ctc else {"hotwords": hotwords}),
@@ -82,12 +87,13 @@ def main() -> None:
                     manifest,
                     *model_files(args.model, config.method),
                     *([args.lexicon] if words else []),
+                    *ngrams[name],
                     *index_files(config.hotwords, args.hotword_index),
                 ],
             )
             if not output.is_done():
                 cuts = list(load_cuts(manifest))
-                decoders.load(config)
+                decoders.load(config, ngrams[name])
                 decoded = decoders.ctc(cuts, config, words) if is_ctc else decoders.llm(cuts, config)
                 write_set(f"{name}/{test_set}", cuts, decoded, config, output, args.model)
 
@@ -119,6 +125,7 @@ class Decoders:
     def __init__(self, folder: Path, device: torch.device, search: LexiconSearch | None, hotwords: list[str], index: Path | None):
         self._folder, self._device, self._search, self._hotwords, self._index_folder = folder, device, search, hotwords, index
         self._num_processes = processes_of_one_thread(device)
+        self._searches: dict[DecodeConfig, BeamSearch | GraphSearch] = {}
 
     @cached_property
     def _phoneme_model(self) -> tuple[PhonemeModel, PhonemeInventory]:
@@ -132,16 +139,24 @@ class Decoders:
     def _index(self) -> HotwordIndex:
         return HotwordIndex.load(self._index_folder, read_model_config(self._folder)[1])
 
-    def load(self, config: DecodeConfig) -> None:
+    def load(self, config: DecodeConfig, ngram: list[Path]) -> None:
         """Loads what a config needs, so that a damaged folder is told before anything is written, and no worker process loads it."""
-        _ = self._phoneme_model if config.method == "ctc_greedy" else self._speech_llm
+        _ = self._speech_llm if config.method == "llm" else self._phoneme_model
+        if config.method == "ctc_beam" and config not in self._searches:
+            self._searches[config] = BeamSearch.of_config(config, self._phoneme_model[1], *ngram)
+        if config.method == "ctc_graph" and config not in self._searches:
+            self._searches[config] = GraphSearch.of_config(config, self._phoneme_model[1], *ngram, device=self._device)
         _ = self._index if config.hotwords != "none" else None
 
     def ctc(self, cuts: list[MonoCut], config: DecodeConfig, words: bool) -> Iterator[Outcome]:
-        """Greedy phonemes, and words of the lexicon when asked for."""
+        """Phonemes, and words where the config has an n-gram of them, or words of the lexicon are asked for."""
         model, inventory = self._phoneme_model
+        wide, words = self._searches.get(config), words or config.ngram == "words"
 
         def read_out(log_probs: np.ndarray) -> tuple[list[str], str | None]:
+            if wide is not None:
+                ids, found = wide.search(log_probs)
+                return inventory.decode(ids), join_words(found) if words else None
             phones = inventory.decode(collapse(log_probs.argmax(-1).tolist()))
             return phones, join_words(self._search.search(log_probs)) if words else None
 
@@ -149,7 +164,7 @@ class Decoders:
             return [read_out(log_probs) for log_probs in offline_log_probs(model, recordings)]
 
         if config.streaming:
-            rows = stream_cuts(cuts, model, context_of(config), read_out, self._num_processes)
+            rows = stream_cuts(cuts, model, context_of(config), read_out, self._num_processes, config.speakers)
         else:
             rows = decode_cuts(cuts, config.batch_s, decode, self._num_processes)
         for row in rows:
@@ -201,7 +216,7 @@ def write_set(
     output.finish(
         model=str(model_folder),
         model_step=record.get("step"),
-        hardware=hardware(torch.get_num_threads()),
+        hardware=hardware(torch.get_num_threads()) + (f", {config.speakers} speakers at once" if config.speakers > 1 else ""),
         failed=failed,
         command=" ".join(sys.argv),
     )

@@ -5,6 +5,8 @@ from pathlib import Path
 from nim4.config import DecodeConfig, RecipeError, build, nearest, read_yaml
 from nim4.decode.encoder import ENCODER_FRAME_MS
 
+NGRAMS = {"ctc_greedy": ("none",), "ctc_beam": ("words", "phones"), "ctc_graph": ("none", "words", "phones"), "llm": ("none",)}
+METHODS = tuple(NGRAMS)
 CONFIGS = Path(__file__).resolve().parent / "conf" / "decode"
 
 
@@ -15,19 +17,26 @@ def read_decode_config(name: str) -> DecodeConfig:
         known = [file.stem for file in CONFIGS.glob("*.yaml")]
         raise RecipeError(f"--configs {name}", expected="a file in local/conf/decode/", found="none of this name", fix=nearest(name, known))
     config = build(DecodeConfig, read_yaml(path), str(path))
-    if config.method not in ("ctc_greedy", "llm"):
-        raise RecipeError(f"{path}: method", expected="ctc_greedy or llm", found=config.method, fix="correct the file")
-    if config.num_beams < 1 or (config.num_beams > 1 and (config.method != "llm" or config.streaming)):
-        expected = "1, or more with method llm and whole utterances"
+    if config.method not in METHODS:
+        raise RecipeError(f"{path}: method", expected=" or ".join(METHODS), found=config.method, fix=nearest(config.method, METHODS))
+    if config.num_beams < 1 or (config.num_beams > 1 and (config.method not in ("llm", "ctc_beam") or config.streaming)):
+        expected = "1, or more with method llm or ctc_beam and whole utterances"
         raise RecipeError(f"{path}: num_beams", expected=expected, found=config.num_beams, fix="correct the file")
-    if not 0 <= config.ctc_weight <= 1 or (config.ctc_weight and config.num_beams == 1):
-        expected = "0, or up to 1 with num_beams of at least 2"
+    if not 0 <= config.ctc_weight <= 1 or (config.ctc_weight and (config.method != "llm" or config.num_beams == 1)):
+        expected = "0, or up to 1 with method llm and num_beams of at least 2"
         raise RecipeError(f"{path}: ctc_weight", expected=expected, found=config.ctc_weight, fix="correct the file")
+    if config.ngram not in NGRAMS[config.method]:
+        expected = f"{' or '.join(NGRAMS[config.method])} with method {config.method}"
+        raise RecipeError(f"{path}: ngram", expected=expected, found=config.ngram, fix="correct the file")
+    if config.streaming and config.method in ("ctc_beam", "ctc_graph"):
+        raise RecipeError(f"{path}: streaming", expected=f"false with method {config.method}", found="true", fix="correct the file")
     if config.hotwords not in ("none", "exact", "lattice") or (config.hotwords != "none" and (config.method != "llm" or config.max_hints < 1)):
         expected = "none, or exact or lattice with method llm and max_hints of at least 1"
         raise RecipeError(f"{path}: hotwords", expected=expected, found=f"{config.hotwords}, {config.max_hints}", fix="correct the file")
     if config.chunk_ms % ENCODER_FRAME_MS or config.chunk_ms <= 0:
         raise RecipeError(f"{path}: chunk_ms", expected=f"a multiple of {ENCODER_FRAME_MS}", found=config.chunk_ms, fix="for example 640")
+    if config.speakers < 1 or (config.speakers > 1 and not config.streaming):
+        raise RecipeError(f"{path}: speakers", expected="1, or more with streaming", found=config.speakers, fix="correct the file")
     if config.left_context_chunks < 0:
         raise RecipeError(f"{path}: left_context_chunks", expected="0 or more", found=config.left_context_chunks, fix="for example 4")
     return config

@@ -36,9 +36,16 @@ class Package:
 OPTIONAL = (
     Package("sounddevice", "", "python -m nim4 stream --mic", "python -m pip install sounddevice"),
     Package("WeTextProcessing", "", "python -m nim4 score --engine WeTextProcessing", "python -m pip install WeTextProcessing==1.2.0"),
-    Package("k2", "", "graph decoding, CTC of its own", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
-    Package("kaldifeat", "", "features on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"),
-    Package("icefall", "", "its checkpoints and model averaging", "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall"),
+    Package("k2", "", "decode config ctc_graph", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
+    Package(
+        "kaldifeat", "", "features in batches, on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"
+    ),
+    Package(
+        "icefall",
+        "",
+        "tests compare with it; its checkpoints are read without it",
+        "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall",
+    ),
 )
 
 

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 import llm_text
 from llm_examples import Example, draw_example
-from llm_ngram import KneserNey
 from llm_tokens import NOT_PREDICTED, Encoder, collate, embed
+
+from nim4.corpus.ngram import KneserNey
 
 
 @torch.inference_mode()

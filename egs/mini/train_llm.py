@@ -5,7 +5,7 @@
     python egs/mini/train_llm.py --out exp/trial --set steps=50     # a trial
 
 The text is made first (egs/mini/llm_text.py), then the tokenizer, then the model (llm_network.py, llm_training.py), in --work; what is there already
-and was made with the same settings is kept. The product is measured against an n-gram (llm_ngram.py) on texts it has not seen, and written to --out
+and was made with the same settings is kept. The product is measured against an n-gram on texts it has not seen, and written to --out
 with a README.md that says all this in numbers.
 """
 
@@ -29,12 +29,12 @@ import llm_card
 import llm_measure
 import llm_text
 from llm_network import MiniLlmConfig, build_model
-from llm_ngram import KneserNey
 from llm_tokens import Encoder, train_tokenizer
 from llm_training import batches, train
 
 import nim4.stage
 from nim4.config import RecipeError, apply_overrides, build
+from nim4.corpus.ngram import KneserNey
 
 log = logging.getLogger("nim4")
 HERE = Path(__file__).resolve().parent

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 class ConformerConfig:
     """Shape of the streaming Conformer. The paper gives 80 mel bins, 4x subsampling and about 600 M parameters only."""
 
+    kind: str = "conformer"
     dim: int = 1280  # width D (FireRedASR-AED-L)
     num_blocks: int = 14  # ours: 14 blocks come to the paper's ~600 M
     num_heads: int = 20
@@ -16,8 +17,39 @@ class ConformerConfig:
     conv_expansion: int = 2  # width of the depthwise convolution in D: 2 in FireRedASR, 1 in the first Conformer
     conv_kernel: int = 33  # depthwise kernel K, odd; symmetric inside a chunk, causal across chunks
     subsampling_channels: int = 32
+    subsampling_norm: bool = True  # ours, see Subsampling; false in FireRedASR
+    positions: str = "rotary"  # rotary | relative: FireRedASR's, with weights of their own (nim4/model/relative.py)
     dropout: float = 0.1
     num_mel_bins: int = 80  # paper, section 3.1
+
+
+@dataclass(frozen=True)
+class ZipformerConfig:
+    """Shape of the Zipformer (arXiv 2310.11230); the defaults are icefall's medium one. Lists have a number for each stack."""
+
+    kind: str = "zipformer"
+    dims: tuple[int, ...] = (192, 256, 384, 512, 384, 256)
+    downsampling: tuple[int, ...] = (1, 2, 4, 8, 4, 2)  # of 50 Hz
+    num_layers: tuple[int, ...] = (2, 2, 3, 4, 3, 2)
+    num_heads: tuple[int, ...] = (4, 4, 4, 8, 4, 4)
+    ffn_dims: tuple[int, ...] = (512, 768, 1024, 1536, 1024, 768)  # of the second feed-forward; the first has 3/4, the third 5/4 of it
+    conv_kernels: tuple[int, ...] = (31, 31, 15, 15, 15, 31)
+    unmasked_dims: tuple[int, ...] = (192, 192, 256, 256, 256, 192)  # channels that every utterance has in training
+    query_head_dim: int = 32
+    value_head_dim: int = 12
+    pos_head_dim: int = 4
+    pos_dim: int = 48
+    causal: bool = True  # can stream; false for icefall's checkpoints that cannot
+    subsampling_channels: tuple[int, int, int] = (8, 32, 128)
+    dropout: float = 0.1  # at last; training begins with three times as much
+    relax_steps: int = 20_000  # training steps in which schedules do what they do in 20,000 of icefall's batches (up to 600 s of audio a GPU)
+    pad_value: float = 0.0  # features behind an utterance: their mean; icefall's checkpoints, whose features are not normalised, know log(1e-10)
+    num_mel_bins: int = 80
+
+    @property
+    def dim(self) -> int:
+        """Width D of what comes out."""
+        return max(self.dims)
 
 
 @dataclass(frozen=True)
@@ -42,8 +74,9 @@ class LlmConfig:
 class ModelConfig:
     """Everything needed to rebuild the network of a checkpoint folder."""
 
-    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    encoder: ConformerConfig | ZipformerConfig = field(default_factory=ConformerConfig)  # by its `kind`
     vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
+    head_layers: int = 3  # linear layers of the phoneme head (paper, section 3.1); 1 = the CTC output of icefall's encoders
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)  # used from stage 4 on
     llm: LlmConfig = field(default_factory=LlmConfig)  # used from stage 4 on
 
@@ -96,10 +129,12 @@ class OptimConfig:
     max_steps: int = 2_000_000  # paper, section 4: 2 M steps of pre-training
     learning_rate: float = 5e-4  # paper: peak rate of pre-training
     warmup_steps: int = 10_000  # paper
-    schedule: str = "cosine"  # cosine | constant: the rate after the warm-up
+    schedule: str = "cosine"  # cosine | constant | eden: the rate after the warm-up
+    eden_steps: int = 7500  # eden: about when the rate begins to fall with the steps (arXiv 2310.11230, for LibriSpeech and 50 epochs)
+    eden_epochs: float = 3.5  # eden: and with the epochs (the same)
     min_lr_ratio: float = 0.01  # ours: the cosine ends at this fraction of the peak
-    weight_decay: float = 0.01  # ours: not stated
-    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/loop.py), AdamW on the rest
+    weight_decay: float = 0.01  # ours: not stated; none with scaled_adam
+    optimizer: str = "adamw"  # adamw | muon: Muon on matrices between hidden layers (nim4/train/optim.py), AdamW on the rest | scaled_adam
     betas: tuple[float, float] = (0.9, 0.98)  # ours: usual for transformers in speech
     clip_norm: float = 5.0
     max_duration_s: float = 300.0  # padded audio per process and micro-batch
@@ -310,14 +345,18 @@ class EntropyConfig:
 class DecodeConfig:
     """One decode configuration: a file under local/conf/decode/. Never an architecture setting: those are in the model folder."""
 
-    method: str = "ctc_greedy"  # ctc_greedy | llm
-    num_beams: int = 1  # llm: 1 = greedy
+    method: str = "ctc_greedy"  # ctc_greedy | ctc_beam | ctc_graph | llm
+    num_beams: int = 1  # llm: 1 = greedy; ctc_beam: prefixes that are kept
     ctc_weight: float = 0.0  # llm, more than one beam: of the phoneme head's say in which of them is the result
+    ngram: str = "none"  # ctc_beam, ctc_graph: words | phones; ctc_graph: none = all phonemes alike
+    lm_weight: float = 1.0  # ctc_beam, ctc_graph: of the n-gram's log probability
+    word_bonus: float = 0.0  # ctc_beam, ctc_graph: nats for each word, against the leaning of n-grams to short texts
     hotwords: str = "none"  # llm: exact | lattice: hints are looked up in the index of stage 10 by the phoneme head's output (paper: exact)
     max_hints: int = 10  # ours, see nim4/decode/hotword_hints.py
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6
+    speakers: int = 1  # streaming: who speak at once, to each process; their chunks are decoded together, and they wait for each other's work
     batch_s: float = 60.0  # offline: padded audio decoded at once; the result does not depend on it
 
 

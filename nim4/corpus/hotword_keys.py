@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from operator import itemgetter
 
 from nim4.corpus.g2p import Lexicon, Reading, han_readings, split_phrases
-from nim4.corpus.g2p_en import Phones, dictionary
-from nim4.corpus.g2p_numbers import read_chinese
+from nim4.corpus.g2p_en import Phones, dictionary, read_word
+from nim4.corpus.g2p_numbers import read_chinese, read_english
 from nim4.corpus.text import HAN, fold, has_han
 from nim4.corpus.units import PhonemeInventory, syllable_phones
 
@@ -30,6 +30,7 @@ _DIGITS = "零一二三四五六七八九"
 _SINGLY = str.maketrans("0123456789", _DIGITS)
 _WORD = re.compile("[A-Za-z]+")
 _DIGIT, _TWO_DIGITS, _THREE_DIGITS = re.compile(r"\d"), re.compile(r"\d{2}"), re.compile(r"\d{3}")
+_NUMBER = re.compile("[0-9]+")
 _CHANGING = re.compile("[一不儿]")
 _CHINESE = re.compile(f"[0-9]*[{HAN}][{HAN}0-9]*")
 
@@ -52,6 +53,8 @@ class KeyMaker:
     def keys(self, name: str) -> list[bytes]:
         """At most MAX_KEYS phone strings, the likeliest first; none when nobody can read the name."""
         text = fold(name)
+        if _NUMBER.fullmatch(text):
+            return _likeliest(_number_options(text))
         if _CHINESE.fullmatch(text):  # most names: the same as below, but quick
             return _likeliest([_han_options(spoken, _run_options(spoken)) for spoken in _spoken(text)])
         readers = [self._reader, self._mandarin] if _DIGIT.search(text) and not has_han(text) else [self._reader]
@@ -86,6 +89,9 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[bytes]:
         beam: list[Option] = [(b"", number)]
         sure = b""  # what all continue with
         for options in way:
+            if len(beam) == MAX_KEYS:  # the first option alone makes as many, none dearer than the last by more than this
+                spread = beam[-1][1] - beam[0][1]
+                options = [option for option in options if option[1] <= spread]
             if len(options) == 1:
                 sure += options[0][0]
                 continue
@@ -96,6 +102,24 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[bytes]:
             if phones and _UNKNOWN not in phones:
                 found[phones] = min(found.get(phones, cost), cost)
     return sorted(found, key=found.__getitem__)[:MAX_KEYS]
+
+
+def _number_options(digits: str) -> list[list[list[Option]]]:
+    """What the readings of a bare number may be, in English and then in Mandarin: the same as in KeyMaker.keys, but quick."""
+    ways = [[[(_english(word), 0)] for word in read_english(digits)]]
+    if len(digits) > 1:
+        ways.append([[(_english(word), 0)] for digit in digits for word in read_english(digit)])
+    spoken = read_chinese(digits)
+    ways.append(_han_options(spoken, _run_options(spoken)))
+    if len(digits) > 1:
+        singly = [read_chinese(digit) for digit in digits]
+        ways.append(_han_options("".join(singly), [_char_options(char) for char in singly]))
+    return ways
+
+
+@functools.cache
+def _english(word: str) -> bytes:
+    return _encoded(read_word(word, False)[0])
 
 
 def _options(pieces: Iterable[Reading | str]) -> list[list[Option]]:

@@ -3,7 +3,6 @@
 A stream goes through the same code as a microphone would: samples, streaming features, cached encoder, greedy collapse.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_samples
 from nim4.corpus.manifest import MonoCut
-from nim4.decode.encoder import Chunk, StreamingEncoder, spoken
+from nim4.decode.encoder import Chunk, StreamingEncoder
 from nim4.decode.offline import Decoded, Result, features_of
 from nim4.decode.processes import in_processes
+from nim4.decode.speakers import follow, in_groups, read_all
+from nim4.decode.together import Work
 from nim4.model.conformer import Context
 from nim4.model.ctc import PhonemeModel
 
@@ -73,29 +73,38 @@ class StreamingCtc:
 
 
 def stream_cuts(
-    cuts: Sequence[MonoCut], model: PhonemeModel, context: Context, read_out: Callable[[np.ndarray], Result], num_processes: int = 1
+    cuts: Sequence[MonoCut],
+    model: PhonemeModel,
+    context: Context,
+    read_out: Callable[[np.ndarray], Result],
+    num_processes: int = 1,
+    speakers: int = 1,
 ) -> Iterator[Decoded[Result]]:
-    """Every cut as a stream with a simulated speaker: a chunk can be decoded when it has been spoken, and compute is waited for.
+    """Every cut as a stream with a simulated speaker, see nim4/decode/speakers.py.
 
     Args:
         read_out: makes the result of a stream at its end from the (S, V) float32 log-probabilities of all chunks.
+        speakers: followed at once by each process.
     """
-    return in_processes(partial(_stream, model=model, context=context, read_out=read_out), cuts, num_processes)
+    stream = partial(_stream, model=model, context=context, read_out=read_out)
+    for decoded in in_processes(stream, in_groups(cuts, speakers), num_processes):
+        yield from decoded
 
 
-def _stream(cut: MonoCut, model: PhonemeModel, context: Context, read_out: Callable[[np.ndarray], Result]) -> Decoded[Result]:
-    try:
-        samples = read_samples(cut)
-    except UNREADABLE as error:
-        return Decoded(cut, None, 0.0, repr(error))
-    session, outputs, shown, heard_s, clock_s, wall_s = StreamingCtc(model, context), [], [], 0.0, 0.0, 0.0
-    for piece in itertools.chain(spoken(samples, session), [None]):
-        heard_s += 0.0 if piece is None else len(piece) / SAMPLING_RATE_HZ
+def _stream(cuts: Sequence[MonoCut], model: PhonemeModel, context: Context, read_out: Callable[[np.ndarray], Result]) -> list[Decoded[Result]]:
+    read, unreadable = read_all(cuts)
+    encoders = [StreamingEncoder(model, context) for _ in read]
+    decoded = [Decoded(cut, None, 0.0, reason) for cut, reason in unreadable]
+    for (cut, _), heard in zip(read, follow([samples for _, samples in read], encoders, _hear), strict=True):
         started_s = time.perf_counter()
-        outputs.append(session.finish() if piece is None else session.accept(piece))
-        took_s = time.perf_counter() - started_s
-        wall_s, clock_s = wall_s + took_s, max(clock_s, heard_s) + took_s
-        shown.append((heard_s, clock_s, list(session.phones)))
-    started_s = time.perf_counter()
-    result = read_out(torch.cat(outputs).numpy())
-    return Decoded(cut, result, wall_s + time.perf_counter() - started_s, None, shown)
+        log_probs = [chunk.log_probs for row in heard for chunk in row.result[0]]
+        result = read_out(torch.cat([torch.zeros(0, model.config.vocab_size), *log_probs]).numpy())
+        wall_s = sum(row.work_s for row in heard) + time.perf_counter() - started_s
+        decoded.append(Decoded(cut, result, wall_s, None, [(row.heard_s, row.clock_s, row.result[1]) for row in heard]))
+    return decoded
+
+
+def _hear(encoder: StreamingEncoder, piece: np.ndarray | None) -> Work[tuple[list[Chunk], list[int]]]:
+    """The chunks that a piece completes, or the end of the stream, and all phonemes so far."""
+    chunks = yield from encoder.finishing() if piece is None else encoder.accepting(piece)
+    return chunks, list(encoder.phones)

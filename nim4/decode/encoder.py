@@ -13,12 +13,14 @@ from torch import Tensor
 from nim4.config import DecodeConfig
 from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, Fbank, StreamingFbank, checked_samples
 from nim4.decode.together import Work, alone
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, ConformerState, Context, valid_mask
+from nim4.model.conformer import SUBSAMPLING, Conformer, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
 from nim4.model.graphs import Graphs, size_for
+from nim4.model.zipformer import ZipformerState
 
 ENCODER_FRAME_MS = 40
 FRAMED = 16  # ours: streams whose frames are computed together; what stands between their steps then stays in the processor's cache
+State = ConformerState | ZipformerState
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Encode:
     """A chunk that is to be encoded.
 
     Attributes:
-        features: (T, 80) float32, on the CPU; T is 4 S + 3, or less at the end of a stream.
+        features: (T, 80) float32, on the CPU; T is 4 S and the encoder's look-ahead, or less at the end of a stream.
         num_frames: S.
-        chunk_frames: of a whole chunk. On a GPU all are padded to it, so that the last ones are encoded with the others.
+        chunk_frames: of a whole chunk. On the recorded way all are padded to it, so that the last ones are encoded with the others.
         state: of its stream.
     """
 
@@ -72,43 +74,48 @@ class Encode:
     features: Tensor
     num_frames: int
     chunk_frames: int
-    state: ConformerState
+    state: State
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it goes the recorded way: a Conformer's on a GPU."""
+        return isinstance(self.state, ConformerState) and self.state.keys.is_cuda
 
     @property
     def width(self) -> int:
         """Encoder frames with padding."""
-        return self.chunk_frames if self.state.keys.is_cuda else self.num_frames
+        return self.chunk_frames if self.is_fast else self.num_frames
 
     @property
     def kind(self) -> Hashable:
         """What can be done together."""
-        return Encode, self.model, self.width, self.state.keys.shape
+        return Encode, self.model, self.width, self.state.shape
 
     @staticmethod
-    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, ConformerState]]:
+    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, State]]:
         """What comes of each, and the state behind it."""
         if len(chunks) > BATCHES[-1]:
             return [*Encode.together(chunks[: BATCHES[-1]]), *Encode.together(chunks[BATCHES[-1] :])]
-        frames, log_probs, state = (_encode_fast if chunks[0].state.keys.is_cuda else _encode)(chunks)
+        frames, log_probs, state = (_encode_fast if chunks[0].is_fast else _encode)(chunks)
         made = zip(chunks, torch.split_copy(frames, 1), log_probs.cpu(), state.split(), strict=True)
         return [(Chunk(own[:, : chunk.num_frames], probs[: chunk.num_frames]), state) for chunk, own, probs, state in made]
 
 
-Encoded = tuple[Tensor, Tensor, ConformerState]  # (B, S, D) frames, (B, S, V) float32 log-probabilities, the state behind them
+Encoded = tuple[Tensor, Tensor, State]  # (B, S, D) frames, (B, S, V) float32 log-probabilities, the state behind them
 
 
 def _features(chunks: Sequence[Encode], width: int) -> Tensor:
-    """(B, 4 S + 3, 80) float32 features, padded with zeros."""
-    wanted = SUBSAMPLING * width + LOOKAHEAD_FRAMES
+    """(B, T, 80) float32 features of S encoder frames and the look-ahead, padded with zeros."""
+    wanted = SUBSAMPLING * width + chunks[0].model.encoder.lookahead_frames
     return torch.stack([torch.nn.functional.pad(chunk.features, (0, 0, 0, wanted - len(chunk.features))) for chunk in chunks])
 
 
-def _forward(model: PhonemeModel, x: Tensor, lens: Tensor | None, num_frames: Tensor | None, state: ConformerState) -> Encoded:
-    """Zeros stand for the mean behind the (B,) features of a stream, as behind a whole utterance; None = there is nothing behind them."""
+def _forward(model: PhonemeModel, x: Tensor, lens: Tensor | None, num_frames: Tensor | None, state: State) -> Encoded:
+    """Behind the (B,) features of a stream stands what stands behind a whole utterance; None = there is nothing behind them."""
     x = model.normalise(x)
     if lens is not None:
-        x = x.masked_fill(~valid_mask(lens, x.shape[1])[..., None], 0.0)
-    frames, state = model.encoder.forward_chunk(x, state, num_frames)
+        x = x.masked_fill(~valid_mask(lens, x.shape[1])[..., None], model.encoder.pad_value)
+    frames, state = model.encoder.forward_chunk(x, state) if num_frames is None else model.encoder.forward_chunk(x, state, num_frames)
     return frames, model.head(frames), state
 
 
@@ -117,7 +124,7 @@ def _encode(chunks: Sequence[Encode]) -> Encoded:
     model, lens = chunks[0].model, [len(chunk.features) for chunk in chunks]
     x = _features(chunks, chunks[0].width).to(model.mean.device)
     end = torch.tensor(lens, device=x.device) if min(lens) < x.shape[1] else None
-    return _forward(model, x, end, None, ConformerState.join([chunk.state for chunk in chunks]))
+    return _forward(model, x, end, None, type(chunks[0].state).join([chunk.state for chunk in chunks]))
 
 
 # ---------------------------------------------------------------------------------------------------------- on a GPU: recorded
@@ -135,7 +142,7 @@ def _graphs(model: PhonemeModel) -> Graphs[tuple[int, int, int]]:
             batch_size, chunk_frames, left_frames = size
             encoder, mean = own().encoder, own().mean
             state = encoder.initial_state(batch_size, Context(1, left_frames))
-            x = mean.new_zeros(batch_size, SUBSAMPLING * chunk_frames + LOOKAHEAD_FRAMES, len(mean))
+            x = mean.new_zeros(batch_size, SUBSAMPLING * chunk_frames + encoder.lookahead_frames, len(mean))
             lens = torch.tensor([[x.shape[1]], [chunk_frames]], device=mean.device).repeat(1, batch_size)
             return [x, lens, *(part.transpose(0, 1).contiguous() for part in (state.keys, state.values, state.conv)), state.filled]
 
@@ -172,8 +179,8 @@ def _pinned(x: Tensor, where: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def record_chunks(model: PhonemeModel, context: Context) -> None:
-    """Records chunks of this size for all batches, on a GPU: seconds, which otherwise those would wait who need one first."""
-    if model.mean.is_cuda:
+    """Records chunks of this size for all batches, a Conformer's on a GPU: seconds, which otherwise those would wait who need one first."""
+    if model.mean.is_cuda and isinstance(model.encoder, Conformer):
         for batch_size in reversed(BATCHES):
             _graphs(model).inputs((batch_size, context.chunk_frames, context.chunk_frames * context.left_chunks))
 
@@ -188,9 +195,10 @@ class StreamingEncoder:
         model: in evaluation mode.
         context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
 
-    An encoder chunk of C frames needs 4 C + 3 feature frames, so it can be encoded 30 ms of audio (and half a window) after its end;
-    `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is done, and the result is the
-    same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for nim4/decode/together.py.
+    An encoder chunk of C frames needs 4 C feature frames and the encoder's look-ahead, so it can be encoded 30 ms of audio (Zipformer: 130 ms)
+    and half a window after its end; `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is
+    done, and the result is the same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for
+    nim4/decode/together.py.
     """
 
     def __init__(self, model: PhonemeModel, context: Context):
@@ -200,7 +208,7 @@ class StreamingEncoder:
         self._features = torch.zeros(0, model.config.encoder.num_mel_bins)
         self._state = model.encoder.initial_state(1, context)
         self._samples = torch.zeros(0)
-        num_features = SUBSAMPLING * context.chunk_frames + LOOKAHEAD_FRAMES
+        num_features = SUBSAMPLING * context.chunk_frames + model.encoder.lookahead_frames
         self._wanted = (num_features - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - LEFT_MIRROR_SAMPLES  # samples of the next chunk
         self._finished = False
         self._last = BLANK
@@ -250,7 +258,7 @@ class StreamingEncoder:
         self._features = torch.cat([self._features, self._fbank.done(frames)])
 
     def _encode(self, num_frames: int) -> Work[Chunk]:
-        features = self._features[: SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES]
+        features = self._features[: SUBSAMPLING * num_frames + self._model.encoder.lookahead_frames]
         chunk, self._state = yield Encode(self._model, features, num_frames, self._chunk_frames, self._state)
         self._features = self._features[SUBSAMPLING * num_frames :]
         labels = chunk.log_probs.argmax(-1).tolist()

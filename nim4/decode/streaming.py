@@ -27,15 +27,16 @@ import torch
 from torch import Tensor
 
 from nim4.config import DecodeConfig
-from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_samples
+from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.corpus.manifest import MonoCut
 from nim4.corpus.punctuation import without_punctuation
-from nim4.decode.encoder import Chunk, StreamingEncoder, context_of, spoken
+from nim4.decode.encoder import Chunk, StreamingEncoder, context_of
 from nim4.decode.hotword import HotwordIndex, HotwordView
 from nim4.decode.hotword_hints import MAX_HINTS, StreamHints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
 from nim4.decode.offline import Decoded
 from nim4.decode.processes import in_processes
+from nim4.decode.speakers import follow, in_groups, read_all
 from nim4.decode.together import Work, alone, run
 from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.conformer import Context
@@ -356,22 +357,10 @@ def num_kept_tokens(tokenizer: Any, ids: Sequence[int], at_least: int = 0) -> in
     return at_least
 
 
-def on_clock(events: Sequence[Event]) -> list[tuple[float, float, Hypothesis]]:
-    """When someone who speaks in real time sees each text of a session: (seconds of audio heard, seconds on their clock, hypothesis).
-
-    A chunk can be decoded when it has been spoken, and compute is waited for.
-    """
-    clock_s, shown = 0.0, []
-    for event in events:
-        clock_s = max(clock_s, event.hypothesis.audio_s) + event.compute_s
-        shown.append((event.hypothesis.audio_s, clock_s, event.hypothesis))
-    return shown
-
-
 def stream_llm_cuts(
     model: SpeechLlm, cuts: Sequence[MonoCut], config: DecodeConfig, given: Sequence[str], index: HotwordIndex | None, num_processes: int = 1
 ) -> Iterator[Decoded[tuple[str, list[str] | None]]]:
-    """Every cut as a stream with a simulated speaker, and a partial after each chunk.
+    """Every cut as a stream with a simulated speaker, see nim4/decode/speakers.py, and a partial after each chunk.
 
     Args:
         given: hints for every cut.
@@ -382,19 +371,21 @@ def stream_llm_cuts(
     """
     limits = DEFAULT_LIMITS if config.hotwords == "lattice" else None
     recogniser = Recogniser(model, context_of(config), hotwords=index, limits=limits, max_hints=config.max_hints)
-    return in_processes(partial(_stream, recogniser=recogniser, given=given), cuts, num_processes)
+    for decoded in in_processes(partial(_stream, recogniser=recogniser, given=given), in_groups(cuts, config.speakers), num_processes):
+        yield from decoded
 
 
-def _stream(cut: MonoCut, recogniser: Recogniser, given: Sequence[str]) -> Decoded[tuple[str, list[str] | None]]:
-    try:
-        samples = read_samples(cut)
-    except UNREADABLE as error:
-        return Decoded(cut, None, 0.0, repr(error))
-    session = recogniser.session(given)
-    for piece in spoken(samples, session):
-        session.append(piece)
-        session.partial()
-    final = session.finalize()
-    shown = [(heard_s, clock_s, seen.text, seen.settled_chars) for heard_s, clock_s, seen in on_clock(session.events)]
-    hints = None if recogniser.hotwords is None else list(final.hints)
-    return Decoded(cut, (final.text, hints), sum(event.compute_s for event in session.events), None, shown)
+def _stream(cuts: Sequence[MonoCut], recogniser: Recogniser, given: Sequence[str]) -> list[Decoded[tuple[str, list[str] | None]]]:
+    read, unreadable = read_all(cuts)
+    sessions = [recogniser.session(given) for _ in read]
+    decoded = [Decoded(cut, None, 0.0, reason) for cut, reason in unreadable]
+    for (cut, _), heard in zip(read, follow([samples for _, samples in read], sessions, _hear), strict=True):
+        final = heard[-1].result
+        shown = [(row.heard_s, row.clock_s, row.result.text, row.result.settled_chars) for row in heard]
+        hints = None if recogniser.hotwords is None else list(final.hints)
+        decoded.append(Decoded(cut, (final.text, hints), sum(row.work_s for row in heard), None, shown))
+    return decoded
+
+
+def _hear(session: StreamingSession, piece: np.ndarray | None) -> Work[Hypothesis]:
+    return session.hearing(np.zeros(0, np.float32) if piece is None else piece, ends=piece is None)

@@ -4,7 +4,7 @@ One set of weights serves offline and streaming. `forward` runs whole utterances
 `forward_chunk` runs one chunk with fixed-size caches and gives the same output as the masked whole pass.
 
 Deviations from the encoder the paper takes over (FireRedASR-AED, arXiv 2501.14350), and why:
-- rotary positions instead of relative-position attention: scaled-dot-product attention applies, and a cache stores plain keys;
+- rotary positions instead of relative-position attention, unless `positions` says so: no scores of their own, and no weights;
 - depthwise convolution over the left frames and its own chunk only (Dynamic Chunk Convolution, arXiv 2304.09325):
   a symmetric kernel of 33 frames in every block would look 640 ms ahead per block.
 Layer normalisation everywhere (none over the batch), so that an utterance scores the same alone and in a padded batch.
@@ -13,7 +13,7 @@ Layer normalisation everywhere (none over the batch), so that an utterance score
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nim4.config import ConformerConfig, RecipeError
+from nim4.model.relative import Distances, RelativeScores
 
 SUBSAMPLING = 4  # feature frames per encoder frame
 LOOKAHEAD_FRAMES = 3  # feature frames the last encoder frame of a chunk sees beyond its own four
@@ -54,6 +55,11 @@ class ConformerState:
     values: Tensor
     conv: Tensor
     filled: Tensor
+
+    @property
+    def shape(self) -> Hashable:
+        """Streams with equal ones can be joined."""
+        return self.keys.shape[3]
 
     @classmethod
     def join(cls, states: Sequence["ConformerState"]) -> "ConformerState":
@@ -113,6 +119,7 @@ def check_shape(config: ConformerConfig) -> None:
     rules = {
         "num_blocks": (config.num_blocks >= 1, "at least 1"),
         "num_heads": (config.num_heads >= 1 and config.dim % (2 * config.num_heads) == 0, f"a divisor of dim / 2 = {config.dim / 2:g}"),
+        "positions": (config.positions in ("rotary", "relative"), "rotary or relative"),
         "conv_kernel": (config.conv_kernel >= 1 and config.conv_kernel % 2 == 1, "an odd number"),
         "dropout": (0 <= config.dropout < 1, "a share from 0 to below 1"),
     }
@@ -133,7 +140,7 @@ class Subsampling(nn.Module):
         self.out = nn.Linear(channels * bins, config.dim)
         # Ours: without it the frames start several times smaller than what the blocks add to them, which is nearly the same
         # for all frames, and CTC training then starts from outputs that hardly depend on the input.
-        self.norm = nn.LayerNorm(config.dim)
+        self.norm = nn.LayerNorm(config.dim) if config.subsampling_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 4 S + 3, 80) -> (B, S, D); the last 3 frames are the look-ahead of the last output frame."""
@@ -158,7 +165,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions; separate norms for query, key and value, no bias (FireRedASR)."""
+    """Multi-head self-attention with rotary or relative positions; separate norms for query, key and value, no bias (FireRedASR)."""
 
     def __init__(self, config: ConformerConfig):
         super().__init__()
@@ -167,6 +174,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(config.dim, config.dim, bias=False) for _ in range(4))
         self.dropout = nn.Dropout(config.dropout)
         self.attention_dropout = config.dropout
+        self.relative = RelativeScores(config) if config.positions == "relative" else None
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -175,10 +183,14 @@ class Attention(nn.Module):
         """(B, S, D) -> query, key, value, each (B, H, S, D/H), without positions."""
         return self._heads(self.query(self.norm_q(x))), self._heads(self.key(self.norm_k(x))), self._heads(self.value(self.norm_v(x)))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, mask: Tensor) -> Tensor:
-        """Queries stand on the last S_q of the S_k positions of `rotation`. `mask`: broadcastable to (B, 1, S_q, S_k), True = may attend."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Rotation | Distances, mask: Tensor) -> Tensor:
+        """Queries stand on the last S_q of the S_k `positions`. `mask`: broadcastable to (B, 1, S_q, S_k), True = may attend."""
         dropout = self.attention_dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(rotation.apply(query), rotation.apply(key), value, attn_mask=mask, dropout_p=dropout)
+        if self.relative is not None:
+            query, mask = self.relative(query, positions, mask)
+        else:
+            query, key = positions.apply(query), positions.apply(key)
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
 
 
@@ -247,21 +259,21 @@ class ConformerBlock(nn.Module):
         self.ffn2 = FeedForward(config)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
+    def forward(self, x: Tensor, positions: Rotation | Distances, mask: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
         x = x + 0.5 * self.ffn1(x)
-        x = x + self.attention.attend(*self.attention.project(x), rotation, mask)
+        x = x + self.attention.attend(*self.attention.project(x), positions, mask)
         x = x + self.conv(x, valid, chunk_frames)
         x = x + 0.5 * self.ffn2(x)
         return self.norm(x)
 
     def forward_chunk(
-        self, x: Tensor, rotation: Rotation, mask: Tensor, valid: Tensor | None, keys: Tensor, values: Tensor, conv: Tensor
+        self, x: Tensor, positions: Rotation | Distances, mask: Tensor, valid: Tensor | None, keys: Tensor, values: Tensor, conv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One chunk; returns the output and the next keys, values and convolution cache of the same sizes."""
         x = x + 0.5 * self.ffn1(x)
         query, key, value = self.attention.project(x)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-        x = x + self.attention.attend(query, key, value, rotation, mask)
+        x = x + self.attention.attend(query, key, value, positions, mask)
         y, conv = self.conv.forward_chunk(x, conv, valid)
         x = x + y
         x = x + 0.5 * self.ffn2(x)
@@ -271,6 +283,9 @@ class ConformerBlock(nn.Module):
 
 class Conformer(nn.Module):
     """The streaming encoder: log-Mel features at 100 Hz in, frames of width D at 25 Hz out."""
+
+    lookahead_frames = LOOKAHEAD_FRAMES
+    pad_value = 0.0  # of features behind an utterance: their mean
 
     def __init__(self, config: ConformerConfig):
         check_shape(config)
@@ -299,10 +314,16 @@ class Conformer(nn.Module):
         valid = valid_mask(out_lens, num_frames)
         # Every frame attends at least to itself: a padded frame without any key would be NaN, and NaN spreads.
         mask = (chunk_mask(num_frames, context, x.device) & valid[:, None]) | torch.eye(num_frames, dtype=torch.bool, device=x.device)
-        rotation = Rotation.of(num_frames, self.config.dim // self.config.num_heads, x.device)
+        positions = self._positions(num_frames, num_frames, x.device)
         for block in self.blocks:
-            x = block(x, rotation, mask[:, None], valid, context.chunk_frames)
+            x = block(x, positions, mask[:, None], valid, context.chunk_frames)
         return x, out_lens
+
+    def _positions(self, num_queries: int, num_keys: int, device: torch.device) -> Rotation | Distances:
+        config = self.config
+        if config.positions == "relative":
+            return Distances.of(num_queries, num_keys, config.dim, device)
+        return Rotation.of(num_keys, config.dim // config.num_heads, device)
 
     def initial_state(self, batch_size: int, context: Context) -> ConformerState:
         """Empty caches for streams under `context`, which needs a chunk size and a limited left context."""
@@ -336,10 +357,10 @@ class Conformer(nn.Module):
         cached = torch.arange(left, device=x.device) >= left - state.filled[:, None]  # (B, left)
         valid = None if lens is None else valid_mask(lens, num_frames)
         mask = torch.cat([cached, cached.new_ones(x.shape[0], num_frames) if valid is None else valid], dim=1)[:, None, None]
-        rotation = Rotation.of(left + num_frames, self.config.dim // self.config.num_heads, x.device)
+        positions = self._positions(num_frames, left + num_frames, x.device)
         keys, values, conv = [], [], []
         for block, *caches in zip(self.blocks, state.keys, state.values, state.conv, strict=True):
-            x, key, value, conv_inputs = block.forward_chunk(x, rotation, mask, valid, *caches)
+            x, key, value, conv_inputs = block.forward_chunk(x, positions, mask, valid, *caches)
             keys.append(key)
             values.append(value)
             conv.append(conv_inputs)

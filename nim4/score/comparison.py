@@ -32,10 +32,13 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes that normalise")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder in which normalised texts are kept")
     parser.add_argument("--out", type=Path, help="file for the whole record, see nim4/score/systems.py")
+    layout = "folder for recogs-*, errs-* and wer-summary-* of the first metric in icefall's layout, see nim4/score/icefall_files.py"
+    parser.add_argument("--icefall", type=Path, metavar="DIR", help=layout)
 
 
 def run(args: Any, command: str) -> str:
     """Scores, writes --out, and gives the tables. Raises RecipeError."""
+    from nim4.score.icefall_files import write_icefall_files
     from nim4.score.listed import read_references, read_system
     from nim4.score.systems import Settings, compare
     from nim4.stage import file_hash
@@ -57,6 +60,8 @@ def run(args: Any, command: str) -> str:
         with atomic_write(args.out) as file:
             json.dump(record, file, ensure_ascii=False)
             file.write("\n")
+    if args.icefall:
+        write_icefall_files(record, args.icefall)
     return as_text(record)
 
 

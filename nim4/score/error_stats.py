@@ -9,7 +9,7 @@ MARK = "*"  # how icefall prints the side of an error that has no unit
 
 
 def error_stats(metric: str, scored: Sequence[ScoredUtterance]) -> Iterator[str]:
-    """The lines of an `errs-*.txt`: summary, utterances, substitutions, deletions, insertions, units; most frequent first."""
+    """The lines of an `errs-*.txt`: summary, utterances, substitutions, deletions, insertions, units. Sorted by icefall's rule, downwards."""
     pairs = Counter(pair for utt in scored for pair in utt.pairs)
     subs = {pair: count for pair, count in pairs.items() if pair[0] != pair[1] and GAP not in pair}
     dels = {ref: count for (ref, hyp), count in pairs.items() if hyp == GAP}
@@ -59,4 +59,4 @@ def _marked(pairs: Pairs) -> Iterator[str]:
 
 
 def _most_first(counts: dict) -> list:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(counts.items(), key=lambda item: (item[1], item[0]), reverse=True)

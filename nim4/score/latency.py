@@ -1,8 +1,9 @@
 """Speed of a decoding run: real-time factor; for streaming how long a user waits for text, and how much of what they see is taken back.
 
 The clock is the one in events.jsonl: a user speaks in real time, a chunk can be decoded when its last sample has been spoken, and
-compute time that is waited for is added (`t_wall_s = t_audio_s + waiting`). So latencies depend on the hardware of the run; those by audio do
-not: they are what a machine without limits would leave, the time until enough has been heard.
+compute time that is waited for is added (`t_wall_s = t_audio_s + waiting`): that of a decoder that follows as many speakers at once as the
+config's `speakers` says (nim4/decode/speakers.py). So latencies depend on the hardware of the run; those by audio do not: they are what a
+machine without limits would leave, the time until enough has been heard.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -33,18 +33,31 @@ from nim4.train.distributed import (
     whole_optimizer,
     whole_weights,
 )
-from nim4.train.muon import MuonAdamW
+from nim4.train.optim import learning_rate, make_optimizer
+from nim4.train.side_by_side import side_by_side
 from nim4.train.speed import as_written, compile_blocks, read_parts, room_on_the_gpu
 
 log = logging.getLogger("nim4")
 
-
-# parameters that Muon steps where it is chosen: the matrices between two hidden layers; in stage 3, and from stage 4 on
-HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.", "acoustic.encoder.blocks.", "adaptor.", "llm.model.layers.")
-
-CHOICES = {"precision": ("fp32", "bf16"), "optimizer": ("adamw", "muon"), "parallel": ("ddp", "fsdp2"), "schedule": ("cosine", "constant")}
+CHOICES = {
+    "precision": ("fp32", "bf16"),
+    "optimizer": ("adamw", "muon", "scaled_adam"),
+    "parallel": ("ddp", "fsdp2"),
+    "schedule": ("cosine", "constant", "eden"),
+}
 # settings that count something there must be at least one of
-COUNTS = ("max_steps", "accum", "num_buckets", "log_every", "valid_every", "save_every", "keep_last", "average_last", "max_nonfinite_in_row")
+COUNTS = (
+    "max_steps",
+    "eden_steps",
+    "accum",
+    "num_buckets",
+    "log_every",
+    "valid_every",
+    "save_every",
+    "keep_last",
+    "average_last",
+    "max_nonfinite_in_row",
+)
 
 
 @dataclass(frozen=True)
@@ -66,35 +79,6 @@ class Draw:
 Loss = Callable[[nn.Module, Batch, Draw], dict[str, Tensor]]
 # evaluate() -> named numbers; "score" is what is kept best, lower is better
 Evaluate = Callable[[], dict[str, float]]
-
-
-def learning_rate(step: int, config: OptimConfig) -> float:
-    """Linear warm-up, then a cosine from the peak down to `min_lr_ratio` of it, or with schedule `constant` the peak."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = min((step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1), 1.0)
-    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def make_optimizer(model: nn.Module, config: OptimConfig, lr_ratios: Mapping[str, float] = MappingProxyType({})) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, or Muon on HIDDEN and AdamW on the others; no weight decay on biases and norms.
-
-    Args:
-        lr_ratios: beginning of a parameter's name -> its rate relative to the others'.
-    """
-    groups: dict[tuple[float, float, bool], dict] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            ratio = next((ratio for start, ratio in lr_ratios.items() if name.startswith(start)), 1.0)
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            muon = config.optimizer == "muon" and parameter.ndim == 2 and name.startswith(HIDDEN)
-            group = groups.setdefault((ratio, -decay, muon), {"params": [], "weight_decay": decay, "lr_ratio": ratio, "muon": muon})
-            group["params"].append(parameter)
-    # in a fixed order, since a resumed run takes up its optimiser's state by it
-    optimizer = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
-    return optimizer([groups[key] for key in sorted(groups)], lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
 
 
 def _generator(*key: int) -> Generator:
@@ -154,13 +138,15 @@ class Trainer:
             if getattr(config, name) not in known:
                 usual = getattr(OptimConfig, name)
                 raise RecipeError(f"train.{name}", expected=" or ".join(known), found=getattr(config, name), fix=f"--set train.{name}={usual}")
-        for name in ("optimizer", "compile") if config.parallel == "fsdp2" else ():  # Muon needs whole matrices; hooks would be compiled
+        for name in ("optimizer", "compile") if config.parallel == "fsdp2" else ():  # the others need whole parameters; hooks would be compiled
             found, usual = getattr(config, name), getattr(OptimConfig, name)
             if found != usual:
                 raise RecipeError(f"train.{name}", expected=f"{usual} with train.parallel=fsdp2", found=found, fix=f"--set train.{name}={usual}")
         for name in COUNTS:
             if getattr(config, name) < 1:
                 raise RecipeError(f"train.{name}", expected="at least 1", found=getattr(config, name), fix=f"--set train.{name}=1, or more")
+        if config.eden_epochs <= 0:
+            raise RecipeError("train.eden_epochs", expected="above 0", found=config.eden_epochs, fix="--set train.eden_epochs=3.5, or more")
         self.model, self.loss, self.batches, self.config, self.work = model, loss, batches, config, work
         self.processes, self.evaluate, self.after_step, self.on_resume = processes, evaluate, after_step, on_resume
         self.before_step, self.rewarm_steps = before_step, rewarm_steps
@@ -172,6 +158,7 @@ class Trainer:
         self.checkpoints = Checkpoints(work / "checkpoints", config.keep_last)
         self.step = 0
         self._place = (0, 0)  # epoch, step within the epoch: the next batch to use
+        self._epoch = 0  # of the batch in use
         self._rewarmed_at = -rewarm_steps  # step of the last warm-up anew
         self._nonfinite_in_row = 0
         self._best = math.inf
@@ -182,8 +169,8 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Trains to the end; `model` then holds the final weights. Returns the final validation numbers."""
         self._resume()
-        several = self.processes.world_size > 1 and not is_sharded(self.model)
-        parallel = DistributedDataParallel(self.model) if several else self.model
+        one = self.processes.world_size == 1
+        parallel = side_by_side(self.model, self.config) if one else self.model if is_sharded(self.model) else DistributedDataParallel(self.model)
         parallel.train()
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
@@ -195,6 +182,7 @@ class Trainer:
             if self.before_step(self.step):
                 self._rewarmed_at, self._best = self.step, math.inf
             epoch, step_in_epoch, micro_batches = next(steps)
+            self._epoch = epoch
             with room_on_the_gpu(self.step, self.config):
                 parts = self._train_step(parallel, micro_batches)
             self.step += 1
@@ -227,8 +215,9 @@ class Trainer:
     def _train_step(self, parallel: nn.Module, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimiser step; returns the sums of the loss parts over this process's micro-batches, and counts."""
         rank, world_size, device = self.processes.rank, self.processes.world_size, self.processes.device
+        rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(self.step) * group["lr_ratio"]
+            group["lr"] = rate * group["lr_ratio"]
         own_targets = sum(batch.num_targets for batch in micro_batches)
         targets = self._over_processes(own_targets)
         parts_of: list[dict[str, Tensor]] = []
@@ -266,7 +255,7 @@ class Trainer:
     def _rate(self, step: int) -> float:
         """The learning rate of a step, the warm-up anew included."""
         rewarmed = (step - self._rewarmed_at + 1) / self.rewarm_steps if self.rewarm_steps else 1.0
-        return learning_rate(step, self.config) * min(rewarmed, 1.0)
+        return learning_rate(step, self.config, self._epoch) * min(rewarmed, 1.0)
 
     def _skip_step(self, ids: list[list[str]], finite_here: bool) -> None:
         """Logs a step whose loss or gradient is not finite, and stops the training after too many in a row."""

@@ -6,19 +6,26 @@ Alignment starts on the first trigger; IA-SFT takes the later ones in order, and
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
 from nim4.config import RecipeError
-from nim4.model.checkpoint import read_weights
-from nim4.stage import file_hash
+from nim4.model.checkpoint import WEIGHTS, read_weights
+from nim4.stage import file_hash, write_jsonl
 from nim4.train.cka import Snapshot, read_registry
 
 log = logging.getLogger("nim4")
 REGISTRY = "registry.jsonl"
 Read = TypeVar("Read")
+
+
+def register_only(folder: Path) -> None:
+    """Writes the registry of a model folder whose encoder was trained elsewhere: its weights are the final snapshot, and the only one."""
+    row = Snapshot(0, None, None, trigger=False, final=True, path=WEIGHTS, sha256=file_hash(folder / WEIGHTS))
+    write_jsonl(folder / REGISTRY, [asdict(row)])
 
 
 def kept_snapshots(folder: Path) -> list[Snapshot]:
@@ -43,7 +50,9 @@ def first_snapshot(folder: Path) -> Snapshot:
 def alignment_snapshot(folder: Path) -> Snapshot:
     """The first trigger's snapshot. Without a trigger the last snapshot is used, and the log says so."""
     first = first_snapshot(folder)
-    if first.cka is None or not first.trigger:
+    if first.path == WEIGHTS:
+        log.info("encoder: that of %s, which was trained elsewhere", folder)
+    elif first.cka is None or not first.trigger:
         log.warning("no CKA trigger in %s: the last snapshot is used, step %d. A higher cka.threshold would give some", folder / REGISTRY, first.step)
     else:
         log.info("encoder: snapshot of step %d, CKA %.4f with its reference", first.step, first.cka)

@@ -14,6 +14,7 @@ BELOW["model"] = BELOW["corpus"] | {"corpus"}
 BELOW["decode"] = BELOW["model"] | {"model"}
 BELOW["score"] = BELOW["decode"] | {"decode"}
 BELOW["train"] = BELOW["score"] | {"score"}
+BELOW["published"] = BELOW["train"] | {"train"}
 BELOW["serve"] = BELOW["score"] | {"score"}
 BELOW["baseline"] = BELOW["report"] = BELOW["corpus"] | {"corpus", "score"}
 
@@ -26,7 +27,7 @@ DOORS = {  # the only modules that may import a heavy package
 }
 ONE_DOOR = ["ahocorasick", "dask", "distributed", "icefall", "k2", "kaldifeat", "kaldifst", "numba", "sentencepiece", "silero_vad", "sounddevice"]
 ONE_DOOR += ["praatio", "pyarrow", "tensorboard", "tn", "transformers", "vllm", "wetext", "whisper_normalizer"]  # whichever module it is, it is one
-OPTIONAL = {"icefall", "k2", "kaldifeat", "sounddevice", "tn", "tritonclient", "vllm"}  # may be missing: imported where used, never at the top
+OPTIONAL = {"icefall", "k2", "kaldifeat", "sounddevice", "tn", "tritonclient", "vllm", "zipformer"}  # may be missing: never imported at the top
 MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick"}
 
 

@@ -1,5 +1,6 @@
 """Stage 11 as a program: hypotheses, events, errors, and mistakes."""
 
+import importlib.util
 import itertools
 import shutil
 
@@ -11,7 +12,9 @@ from made_corpora import run_program
 
 from local import decode_config
 from nim4.config import RecipeError
+from nim4.corpus.g2p import Lexicon
 from nim4.corpus.manifest import cuts_from_table, load_cuts, save_cuts
+from nim4.corpus.ngram import count_ngrams
 from nim4.corpus.table import Row
 from nim4.stage import read_json, read_jsonl
 
@@ -72,6 +75,31 @@ def test_a_set_that_is_not_closed_has_no_words(decode, trained, units, tmp_path)
     assert {row["text"] for row in read_jsonl(tmp_path / "out" / "ctc_greedy" / "test" / "hyps.jsonl")} == {None}
 
 
+def test_words_and_phonemes_of_ngrams(decode, trained, units, tmp_path):
+    inputs = shutil.copytree(units, tmp_path / "units")
+    for name, texts in (("words", [["你好"], ["北京", "上海"]]), ("phones", [["n", "i3", "h", "ao3"], ["sh", "ang4"]])):
+        model, names = count_ngrams(texts, 2)
+        model.save_arpa(inputs / f"{name}.arpa", names)
+    options = [*options_for(trained, inputs, tmp_path / "out"), "--configs", "ctc_beam ctc_beam_phones"]
+    assert decode(*options) == (0, [])
+    words, phones = (read_jsonl(tmp_path / "out" / name / "test" / "hyps.jsonl") for name in ("ctc_beam", "ctc_beam_phones"))
+    assert len(words) == len(phones) == 4
+    for row in words:
+        assert set(row["text"]) <= set("你好北京上海")
+        assert row["phones"].split() == Lexicon().phones(row["text"])
+    assert {row["text"] for row in phones} == {None}
+    assert {phone for row in phones for phone in row["phones"].split()} <= set(["n", "i3", "h", "ao3", "sh", "ang4"])
+    other = tmp_path / "other.arpa"
+    other.write_text((inputs / "words.arpa").read_text(encoding="utf-8").replace("ngram 2=", "ngram 2=1"), encoding="utf-8")
+    mistakes = [("ctc_beam", other, "as the header says"), ("ctc_beam_phones", inputs / "words.arpa", "phonemes of the model's tokens.txt")]
+    if importlib.util.find_spec("k2") is None:
+        mistakes += [("ctc_graph", inputs / "words.arpa", "k2: expected it to be installed, found no such package")]
+    for config, arpa, message in [*mistakes, ("ctc_beam", tmp_path / "none", "no such file")]:
+        code, errors = decode(*options[:-1], config, "--arpa", arpa)
+        assert (code, len(errors)) == (2, 1)
+        assert message in errors[0]
+
+
 def test_the_same_again_is_skipped(decode, trained, units, words, tmp_path):
     options = [*options_for(trained, units, tmp_path / "out"), "--configs", "ctc_greedy"]
     assert decode(*options) == (0, [])
@@ -123,7 +151,7 @@ def test_processes_change_nothing_but_the_times(decode, trained, units, tmp_path
         torch.set_num_threads(num_threads)
         out = tmp_path / str(num_threads)
         assert decode(*options_for(trained, units, out), "--configs", "ctc_streaming") == (0, [])
-        assert read_json(out / "ctc_streaming" / "test" / "done.json")["hardware"].endswith(", 1 thread")
+        assert read_json(out / "ctc_streaming" / "test" / "done.json")["hardware"].endswith(", 1 thread, 4 speakers at once")
         files = sorted((out / "ctc_streaming" / "test").glob("*.jsonl"))
         products.append({path.name: without_times(read_jsonl(path)) for path in files})
     assert products[0] == products[1]
@@ -226,16 +254,20 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: ctc_gredy", "method: expected ctc_greedy or llm, found ctc_gredy"),
+        ("method: ctc_gredy", "method: expected ctc_greedy or ctc_beam or ctc_graph or llm, found ctc_gredy. Fix: did you mean 'ctc_greedy'?"),
         ("chunk_ms: 650\nstreaming: true", "chunk_ms: expected a multiple of 40, found 650"),
         ("chunk_ms: 0\nstreaming: true", "chunk_ms: expected a multiple of 40, found 0"),
         ("left_context_chunks: -1\nstreaming: true", "left_context_chunks: expected 0 or more, found -1"),
-        ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm and whole utterances, found 2"),
-        ("method: llm\nctc_weight: 0.3", "ctc_weight: expected 0, or up to 1 with num_beams of at least 2, found 0.3"),
-        ("method: llm\nnum_beams: 2\nctc_weight: 1.5", "ctc_weight: expected 0, or up to 1 with num_beams of at least 2, found 1.5"),
+        ("speakers: 4", "speakers: expected 1, or more with streaming, found 4"),
+        ("method: llm\nctc_weight: 0.3", "ctc_weight: expected 0, or up to 1 with method llm and num_beams of at least 2, found 0.3"),
+        ("method: llm\nnum_beams: 2\nctc_weight: 1.5", "ctc_weight: expected 0, or up to 1 with method llm and num_beams of at least 2, found 1.5"),
+        ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm or ctc_beam and whole utterances, found 2"),
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
         ("method: llm\nhotwords: exact\nmax_hints: 0", "found exact, 0"),
+        ("ngram: words", "ngram: expected none with method ctc_greedy, found words"),
+        ("method: ctc_beam", "ngram: expected words or phones with method ctc_beam, found none"),
+        ("method: ctc_beam\nngram: words\nstreaming: true", "streaming: expected false with method ctc_beam, found true"),
         ("chunks: 3", "expected a known setting, found 'chunks'"),
         ("streaming: [", "expected a readable YAML file"),
     ],

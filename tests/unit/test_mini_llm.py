@@ -13,6 +13,7 @@ from made_corpora import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nim4.corpus import prompts
+from nim4.corpus.ngram import KneserNey
 from nim4.corpus.prompts import Prompt
 
 sys.path.insert(0, str(ROOT / "egs" / "mini"))
@@ -21,12 +22,11 @@ MODULES = (
     "llm_examples",
     "llm_measure",
     "llm_network",
-    "llm_ngram",
     "llm_text",
     "llm_tokens",
     "llm_training",
 )  # beside the recipe, not beside the tests
-llm_card, llm_examples, llm_measure, llm_network, llm_ngram, llm_text, tokens, llm_training = map(import_module, MODULES)
+llm_card, llm_examples, llm_measure, llm_network, llm_text, tokens, llm_training = map(import_module, MODULES)
 
 LLM = ROOT / "egs" / "mini" / "llm"
 ODD_TEXTS = [
@@ -167,24 +167,6 @@ def test_speech_of_the_training_text_has_the_phones_of_its_words_and_errors():
     assert 0.02 < sum(phone not in right for phones in heard for phone in phones) / sum(map(len, heard)) < 0.25
 
 
-# --------------------------------------------------------------------------------------------------------- the baseline
-
-
-@pytest.mark.parametrize("order", [1, 2, 4])
-def test_the_baseline_sums_to_one(order):
-    sequences = [[1, 2, 3, 0], [1, 2, 2, 0], [4, 2, 3, 3, 0], [0]]
-    ngram = llm_ngram.KneserNey(sequences, order, vocab_size=9)
-    for context in ([], [1], [1, 2], [4, 2, 3], [8], [2, 2, 2, 2, 2], [7, 1]):
-        assert sum(ngram.prob(context, token) for token in range(9)) == pytest.approx(1)
-        assert all(ngram.prob(context, token) > 0 for token in range(9))
-
-
-def test_the_baseline_learns():
-    ngram = llm_ngram.KneserNey([[1, 2, 0]] * 8 + [[3, 2, 0], [4, 5, 0]], 3, vocab_size=9)
-    assert ngram.prob([1], 2) > 0.8
-    assert ngram.cost([1, 2, 0]) < ngram.cost([2, 1, 0])
-
-
 # ---------------------------------------------------------------------------------------------------------- the product
 
 
@@ -209,7 +191,7 @@ def test_the_page_is_made_from_the_record():
 def test_the_weights_beat_the_baseline_and_use_what_stands_for_speech(model, tokenizer, texts):
     held_out = {kind: found[:60] for kind, found in llm_text.held_out_texts(texts, 60, seed=3).items() if kind != "sentences"}
     encode = tokens.Encoder(tokenizer)
-    ngrams = [llm_ngram.KneserNey([encode.text(text) for text in texts], 5, len(tokenizer))]
+    ngrams = [KneserNey([encode.text(text) for text in texts], 5, len(tokenizer))]
     for row in llm_measure.perplexities(model, encode, ngrams, held_out).values():
         assert row["source_per_token"] < row["model_per_token"] < row["ngram_per_token"]
         assert row["heard_per_token"] < row["model_per_token"]

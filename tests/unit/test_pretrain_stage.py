@@ -103,7 +103,7 @@ def broken(folder, trained):
     [
         (None, "init: expected the product of an earlier stage, found no such file"),
         (lambda folder, trained: folder.mkdir(), "model.safetensors: expected a readable safetensors file"),
-        (other_size, "is (32, 76), must be (16, 76) and"),
+        (other_size, "init: expected the encoder of --model-config, found dim 32, not 16. Fix: --set 'model.encoder={kind: conformer, dim: 32,"),
         (other_symbols, "tokens.txt: expected the symbols of --units, found others"),
         (broken, "init/model.safetensors: expected a readable safetensors file"),
     ],

@@ -243,6 +243,21 @@ def test_init_is_for_the_first_training_stage(repository):
     assert value_of(decode, "--model") == "exp/mini/no_ia_sft/9_phoneme_head"
 
 
+@pytest.mark.parametrize(
+    ("stage", "given", "snapshots"),
+    [("4", [], "exp/mini/base/encoder"), ("4", ["--snapshots", "mine"], "mine"), ("3", [], "exp/mini/base/3_pretrain")],
+)
+def test_a_published_encoder_is_what_the_first_training_stage_starts_from(repository, tmp_path, stage, given, snapshots):
+    (tmp_path / "exp").mkdir()
+    spec = ["--init-encoder", "icefall:exp/epoch-9.pt,avg=3"]
+    start(repository, repository / "run.sh", "--stage", stage, "--stop-stage", "5", *spec, *given, cwd=tmp_path)
+    (encoder,) = calls(repository, containing="|encoder|")
+    assert encoder[2:] == ["encoder", f"icefall:{tmp_path / 'exp/epoch-9.pt,avg=3'}", "--units", "data/mini/units", "--out", "exp/mini/base/encoder"]
+    first, *_, ia_sft = calls(repository)
+    assert value_of(first, "--init") == "exp/mini/base/encoder"
+    assert value_of(ia_sft, "--snapshots") == snapshots
+
+
 def test_decoding_takes_the_last_model_that_was_trained(repository):
     for name in ("3_pretrain", "6_joint_sft"):
         (repository / "exp/mini/base" / name).mkdir(parents=True)
@@ -285,6 +300,8 @@ def test_decoding_looks_hints_up_in_the_index_that_is_there(repository, tmp_path
         (["--only", "12", "--set", "a=b"], "--set a=b: expected a stage that is run, found stage 3 pretrain"),
         (["--stop-stage", "7", "--set", "grpo.a=b"], "--set grpo.a=b: expected a stage that is run, found stage 8 grpo"),
         (["--only", "2", "--init", "x"], "--init: expected a stage that trains or decodes"),
+        (["--stage", "5", "--init-encoder", "firered:x"], "--init-encoder: expected stage 3 or 4 as the first that trains, found '5 ia_sft'"),
+        (["--stage", "4", "--init", "x", "--init-encoder", "firered:x"], "--init-encoder: expected no --init, found 'x'"),
         (["--download", "yes"], "--download: expected true or false"),
     ],
 )

@@ -12,6 +12,7 @@ from lhotse.audio import AudioSource
 from nim4.config import RecipeError
 from nim4.corpus.g2p import load_lexicon
 from nim4.corpus.manifest import load_cuts, save_cuts
+from nim4.corpus.ngram import NgramStates, count_ngrams
 from nim4.corpus.units import PhonemeInventory
 from nim4.stage import StageOutput, read_json, read_jsonl
 
@@ -69,6 +70,27 @@ def run_stage(monkeypatch, fbank, *options):
 
 def phones_of(cuts: CutSet):
     return {cut.id: cut.supervisions[0].custom["phones"] for cut in cuts}
+
+
+def test_ngrams_of_the_training_texts(monkeypatch, fbank):
+    work = fbank / "train.jsonl.gz"
+    cuts = list(load_cuts(work))
+    fit = next(cut for cut in cuts if cut.id == "fit")
+    save_cuts([*cuts, fit.with_id("sp0.9-fit")], work)  # as stage 1 leaves copies at another speed
+    out = run_stage(monkeypatch, fbank, "--ngram", "2")
+    words, phones = (NgramStates.of_arpa(out / f"{name}.arpa") for name in ("words", "phones"))
+    assert words.words == ("carplay", "银行", "</s>")  # of the one text that is fit, and of no test set
+    assert sorted(phones.words[:-1]) == sorted(set(["0", "in2", "h", "ang2", "K", "AA", "R", "P", "L", "EY"]))
+    counted, names = count_ngrams([["银行", "carplay"]], 2)
+    counted.save_arpa(out.parent / "expected.arpa", names)
+    assert (out / "words.arpa").read_text(encoding="utf-8") == (out.parent / "expected.arpa").read_text(encoding="utf-8")
+    assert not (run_stage(monkeypatch, fbank) / "words.arpa").exists()
+
+
+@pytest.mark.parametrize("options", [("--ngram", "-1"), ("--ngram", "3", "--train-splits", "")])
+def test_an_ngram_of_nothing_is_told(monkeypatch, fbank, options):
+    with pytest.raises(RecipeError, match="--ngram: expected 0 or more, and more than 0 only with training splits"):
+        run_stage(monkeypatch, fbank, *options)
 
 
 def test_products(monkeypatch, fbank):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from nim4.corpus.feats import Fbank
 from nim4.decode import streaming
 from nim4.decode.encoder import spoken
-from nim4.decode.streaming import Counts, Event, Hypothesis, Recogniser, new_rows, num_kept_tokens, on_clock
+from nim4.decode.streaming import Recogniser, new_rows, num_kept_tokens
 from nim4.decode.together import alone
 from nim4.model.conformer import Context
 from nim4.model.llm import Llm, generate
@@ -279,11 +279,3 @@ def test_the_log_tells_when_a_listener_sees_what(recogniser):
         (3.0, 1.3175, False),
         (1.0, 1.3175, True),
     ]
-
-
-def test_a_speaker_waits_for_compute_that_takes_longer_than_a_chunk():
-    def event(audio_s, compute_s):
-        return Event(compute_s, Hypothesis("", (), (), audio_s, 0, 0, False, Counts()))
-
-    events = [event(1.0, 0.25), event(2.0, 1.5), event(3.0, 0.25), event(4.0, 0.125)]
-    assert [(heard_s, clock_s) for heard_s, clock_s, _ in on_clock(events)] == [(1.0, 1.25), (2.0, 3.5), (3.0, 3.75), (4.0, 4.125)]

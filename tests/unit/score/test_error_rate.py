@@ -91,10 +91,10 @@ def test_error_lists_have_icefalls_layout():
     assert lines[2].startswith("Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:")
     assert lines[lines.index("PER-UTT DETAILS: corr or (ref->hyp)  ") + 1] == "u1:\ta (b c->x d) d"
     at = lines.index("SUBSTITUTIONS: count ref -> hyp")
-    assert lines[at + 1 : at + 3] == ["1   b -> x", "1   c -> d"]
+    assert lines[at + 1 : at + 3] == ["1   c -> d", "1   b -> x"]
     assert lines[lines.index("INSERTIONS: count hyp") + 1] == "1   b"
     at = lines.index("PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp")
-    assert lines[at + 1 :] == ["b   1 2 2 2", "c   0 1 1 0", "d   1 1 1 2", "x   0 1 0 1", "a   2 0 2 2"]
+    assert lines[at + 1 :] == ["b   1 2 2 2", "x   0 1 0 1", "d   1 1 1 2", "c   0 1 1 0", "a   2 0 2 2"]
     assert list(recogs(scored))[:2] == ["u1:\tref=['a', 'b', 'c', 'd']", "u1:\thyp=['a', 'x', 'd', 'd']"]
 
 

@@ -17,7 +17,8 @@ from nim4.stage import read_jsonl
 from nim4.train import fine_tuning, ia_sft
 from nim4.train.cka import Snapshot
 from nim4.train.ia_sft import EncoderSwaps, Timeline
-from nim4.train.loop import Trainer, learning_rate
+from nim4.train.loop import Trainer
+from nim4.train.optim import learning_rate
 
 
 def snapshots(*steps, final=100):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import INVENTORY, TRAIN, tiny_model, write_features
+from tiny import INVENTORY, TRAIN, tiny_model, tiny_zipformer, write_features
 
 from nim4.config import AugmentConfig, NoiseConfig, OptimConfig, RecipeError, TrainConfig
 from nim4.corpus.batch import Source, TrainBatches, phone_batches
@@ -14,7 +14,8 @@ from nim4.corpus.noise import Noise
 from nim4.model.checkpoint import read_weights
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes
-from nim4.train.loop import Draw, Trainer, learning_rate, make_optimizer
+from nim4.train.loop import Draw, Trainer
+from nim4.train.optim import learning_rate, make_optimizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SETTINGS = TRAIN | {"max_steps": 9, "save_every": 3, "log_every": 2, "valid_every": 4, "max_duration_s": 4.0}
@@ -30,7 +31,19 @@ class Killed(Exception):
     pass
 
 
-def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None, after_step=lambda step: None, noise=None, **settings):
+def train(
+    manifest,
+    work,
+    *,
+    loss=None,
+    kill_at=None,
+    evaluate=None,
+    model=None,
+    after_step=lambda step: None,
+    before_step=lambda step: False,
+    noise=None,
+    **settings,
+):
     """A training run with dropout, both views and all augmentation; `kill_at` ends it inside that step's after_step."""
     config = TrainConfig(**(SETTINGS | settings))
     model = model or tiny_model(dropout=0.1)
@@ -43,7 +56,8 @@ def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None,
 
     evaluate = evaluate or (lambda: {"score": float(next(model.parameters()).abs().sum())})
     work.mkdir(exist_ok=True)
-    trainer = Trainer(model, loss or cr_ctc(model.mean, config), batches, config, work, ALONE, evaluate=evaluate, after_step=stop)
+    hooks = {"evaluate": evaluate, "after_step": stop, "before_step": before_step}
+    trainer = Trainer(model, loss or cr_ctc(model.mean, config), batches, config, work, ALONE, **hooks)
     trainer.run()
     return trainer
 
@@ -163,11 +177,29 @@ def test_optimizer_leaves_biases_and_norms_undecayed():
     assert {id(p) for p in plain["params"]} == {id(p) for name, p in model.head.named_parameters() if name.endswith("bias")}
 
 
-def test_a_killed_run_with_muon_resumes_to_the_last_digit(manifest, tmp_path):
-    whole = train(manifest, tmp_path / "whole", optimizer="muon").model.state_dict()
+@pytest.mark.parametrize("settings", [{"optimizer": "muon"}, {"optimizer": "scaled_adam", "schedule": "eden", "eden_epochs": 1.0}])
+def test_a_killed_run_with_another_optimizer_resumes_to_the_last_digit(manifest, tmp_path, settings):
+    whole = train(manifest, tmp_path / "whole", **settings).model.state_dict()
     with pytest.raises(Killed):
-        train(manifest, tmp_path / "work", optimizer="muon", kill_at=5)
-    assert same(train(manifest, tmp_path / "work", optimizer="muon").model.state_dict(), whole)
+        train(manifest, tmp_path / "work", **settings, kill_at=5)
+    assert same(train(manifest, tmp_path / "work", **settings).model.state_dict(), whole)
+
+
+def test_a_killed_zipformer_resumes_to_the_last_digit(manifest, tmp_path):
+    """Its regularisers draw at every step, and their schedules go on where they were."""
+    settings = {"optimizer": "muon", "clip_norm": 1.0}
+
+    def weights(work, **kill):
+        model = tiny_zipformer()
+        paced = {"before_step": lambda step: model.at_step(step) is not None}
+        return train(manifest, work, model=model, **paced, **kill, **settings).model.state_dict()
+
+    whole = weights(tmp_path / "whole")
+    with pytest.raises(Killed):
+        weights(tmp_path / "work", kill_at=5)
+    assert same(weights(tmp_path / "work"), whole)
+    relaxed = train(manifest, tmp_path / "relaxed", model=tiny_zipformer(), **settings).model.state_dict()
+    assert not same(relaxed, whole), "at the end of its schedules from the start, it is another training"
 
 
 def test_muon_steps_the_matrices_between_hidden_layers():
@@ -356,7 +388,7 @@ def test_counts_of_nothing_are_refused(manifest, tmp_path, name):
 def test_precision_and_schedule(manifest, tmp_path):
     with pytest.raises(RecipeError, match=r"train\.precision: expected fp32 or bf16, found fp16"):
         train(manifest, tmp_path / "work", precision="fp16")
-    with pytest.raises(RecipeError, match=r"train\.schedule: expected cosine or constant, found linear"):
+    with pytest.raises(RecipeError, match=r"train\.schedule: expected cosine or constant or eden, found linear"):
         train(manifest, tmp_path / "work", schedule="linear")
     trainer = train(manifest, tmp_path / "bf16", precision="bf16", max_steps=2)
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -13,7 +13,7 @@ from nim4.model.conformer import Context, valid_mask
 from nim4.stage import read_json
 from nim4.train import loop
 from nim4.train.cr_ctc import cr_ctc
-from nim4.train.distributed import Processes
+from nim4.train.distributed import Processes, shard
 from nim4.train.loop import Trainer
 from nim4.train.speed import as_written, blocks_of, compile_blocks, read_parts
 
@@ -95,6 +95,16 @@ def test_shards_are_not_compiled(tmp_path):
     manifest = tiny.write_features(tmp_path, "train", [60] * 8)
     with pytest.raises(RecipeError, match=r"train\.compile: expected False with train\.parallel=fsdp2, found True"):
         train(tmp_path / "a", manifest, compile=True, parallel="fsdp2")
+
+
+def test_layers_of_a_zipformer_are_blocks_that_are_neither_compiled_nor_sharded():
+    model = tiny.tiny_zipformer()
+    layers = [layer for stack in model.encoder.encoder.encoders for layer in stack.layers]
+    assert blocks_of(model) == layers
+    compile_blocks(model, backend="eager")
+    assert all(layer._compiled_call_impl is None for layer in layers)
+    with pytest.raises(RecipeError, match=r"train\.parallel: expected ddp"):
+        shard(model)
 
 
 def test_numbers_of_a_step():
