@@ -16,12 +16,14 @@ python benchmarks/encoder_rtf.py --record "$record"
 python benchmarks/stream_flat.py --record "$record"
 python benchmarks/hotwords.py --record "$record"
 python benchmarks/streaming.py --model "$model" --device cpu --record "$record"
-python benchmarks/streams_held.py --model "$model" --device cpu --streams 1 4 8 12 16 20 24 28 32 40 48 --record "$record"
+python benchmarks/streams_held.py --model "$model" --device cpu --streams 16 8 --most 64 --record "$record"
 python benchmarks/serve_load.py --model "$model" --record "$record"
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then # 80 GB of GPU memory or more
   python benchmarks/train_full_size.py --record "$record"
   python benchmarks/streaming.py --device cuda --record "$record"
   python benchmarks/streams_held.py --device cuda --record "$record"
+  python benchmarks/decode_speed.py --device cuda --record "$record"
+  python benchmarks/encoder_step.py --device cuda --record "$record"
 fi
 cat "$record" >>results/benchmarks.jsonl
 rm "$record"

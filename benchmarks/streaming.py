@@ -117,7 +117,7 @@ def must_be_equal(texts: Mapping[str, object]) -> None:
 def heard(model: SpeechLlm, rows: Rows, stream: ReadAgain) -> Row:
     """A row that has read the speech of a stream."""
     row = rows.new()
-    rows.read([Read(rows, row, stream.speech[0])])
+    rows.read([Read(rows, row, (), speech=stream.speech[0])])
     return row
 
 

@@ -23,6 +23,7 @@ from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, read_samples
 from nim4.corpus.manifest import load_cuts
 from nim4.decode import streaming
+from nim4.decode.encoder import record_chunks
 from nim4.decode.offline import features_of
 from nim4.decode.streaming import DEPLOYED
 from nim4.model import rows as rows_module
@@ -76,6 +77,7 @@ class Measured:
         made = streaming.new_rows(self.model)
         made.reserve(count + 2, MAX_TOKENS_PER_S * int(length_s) + 128)
         made.record()
+        record_chunks(self.model.acoustic, DEPLOYED)
         return made
 
     @contextmanager

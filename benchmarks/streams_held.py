@@ -5,8 +5,9 @@ N speakers say utterances of --utterance-s with pauses of 30 % of the time, each
 to the model thread of the server (nim4/serve/model_thread.py) when its last sample has been said: `together`, where all that waits when a step
 ends takes part in the next one, or `one by one`. Lag: from then to the partial text; a stream has one chunk there at a time, what comes meanwhile
 waits and counts. Final: from the end of an utterance to its final text. The first seconds of each N are not counted. A way holds N when the 95th
-percentile of the lag is below a chunk of 640 ms; from the first N that it does not hold, larger ones are left out. Model and texts: see
-streaming_model.py; with random weights a text is written for every chunk, with others only when something new was heard.
+percentile of the lag is below a chunk of 640 ms. The largest such N is looked for from --streams on, in --tries for each way: twice or half as many
+until one is held and one is not, then the number between them. Model and texts: see streaming_model.py; with random weights a text is written for
+every chunk, with others only when something new was heard.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,9 @@ TOGETHER, ALONE = "together", "one by one"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = parser_for(__doc__, rounds=None)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 128, 200, 256, 320, 384, 512], help="numbers of speakers")
+    parser.add_argument("--streams", type=int, nargs=2, default=[128, 4], help="speakers of the first try, together and one by one")
+    parser.add_argument("--most", type=int, default=768, help="speakers there is room for")
+    parser.add_argument("--tries", type=int, nargs=2, default=[6, 4], help="for each way")
     parser.add_argument("--utterance-s", type=float, default=10.0, help="length of an utterance")
     parser.add_argument("--seconds", type=float, default=12.0, help="measured for each number of speakers")
     parser.add_argument("--warm-up-s", type=float, default=3.0, help="before that")
@@ -192,19 +195,44 @@ def speak(speakers: Sequence[Speaker], plans: Sequence[Iterator[tuple[float, np.
         time.sleep(0.01)
 
 
-def warm_up(recogniser: Recogniser, said: Said, sizes: Iterable[int]) -> None:
-    """So many sessions at once: memory, and on a GPU kernels and graphs, are set up before the clock starts."""
-    for size in sizes:
-        sessions = [recogniser.session() for _ in range(size)]
-        for samples in (*said.pieces, said.rest):
-            for heard in recogniser.hear([Job(session, samples, samples is said.rest) for session in sessions]):
-                if isinstance(heard, Exception):
-                    raise heard
+def warm_up(recogniser: Recogniser, said: Said, size: int) -> None:
+    """So many sessions at once: memory, kernels and graphs are set up before the clock starts."""
+    sessions = [recogniser.session() for _ in range(size)]
+    for samples in (*said.pieces, said.rest):
+        for heard in recogniser.hear([Job(session, samples, samples is said.rest) for session in sessions]):
+            if isinstance(heard, Exception):
+                raise heard
 
 
-def sizes_up_to(count: int) -> set[int]:
-    """Powers of two below `count`, and it."""
-    return {1 << exponent for exponent in range((count - 1).bit_length())} | {count}
+@dataclass
+class Search:
+    """Looks for the largest number that is held.
+
+    Attributes:
+        following: to be tried next; None = no more.
+    """
+
+    following: int | None
+    most: int
+    tries: int
+    held: int = 0
+    not_held: int = 0
+
+    def tell(self, holds: bool) -> None:
+        """Whether `following` is held."""
+        self.tries -= 1
+        if holds:
+            self.held = self.following
+        else:
+            self.not_held = self.following
+        if self.not_held and self.held:
+            between = (self.held + self.not_held) // 2
+            between = between - between % 8 if between > 32 else between
+            self.following = between if self.held < between < self.not_held else None
+        else:
+            self.following = min(2 * self.held, self.most) if holds else self.not_held // 2
+        if self.tries == 0 or self.following in (self.held, 0):
+            self.following = None
 
 
 def held(measured: Measured, recogniser: Recogniser, said: Sequence[Said], count: int, way: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -239,34 +267,32 @@ def held(measured: Measured, recogniser: Recogniser, said: Sequence[Said], count
 def main() -> None:
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
-    if min(*args.streams, args.seconds, args.utterance_s - CHUNK_S) <= 0 or args.warm_up_s < 0:
-        found = (args.streams, args.seconds, args.utterance_s, args.warm_up_s)
-        expected = "numbers above 0, and utterances of more than a chunk"
-        raise RecipeError("--streams, --seconds, --utterance-s, --warm-up-s", expected=expected, found=found, fix="correct them")
+    if min(*args.streams, *args.tries, args.seconds, args.utterance_s - CHUNK_S) <= 0 or args.warm_up_s < 0 or max(args.streams) > args.most:
+        found = (args.streams, args.most, args.tries, args.seconds, args.utterance_s, args.warm_up_s)
+        names, expected = (
+            "--streams, --most, --tries, --seconds, --utterance-s, --warm-up-s",
+            "numbers above 0, no try above the most, and utterances of more than a chunk",
+        )
+        raise RecipeError(names, expected=expected, found=found, fix="correct them")
     measured = load_measured(args)
     recordings = Recordings(measured)
-    recogniser = Recogniser(measured.model, rows=measured.rows(max(args.streams), args.utterance_s))
+    recogniser = Recogniser(measured.model, rows=measured.rows(args.most, args.utterance_s))
     said = [Said(*in_chunks(measured.model, recordings.samples(number, args.utterance_s))) for number in range(NUM_RECORDINGS)]
     rows: list[dict[str, Any]] = []
     kept = None
-    ways, warm = [TOGETHER, ALONE], set()
-    for count in sorted(args.streams):
-        for way in list(ways):
-            sizes = sizes_up_to(count if way == TOGETHER else 1)
+    for way, first, tries in zip((TOGETHER, ALONE), args.streams, args.tries, strict=True):
+        search = Search(first, args.most, tries)
+        while search.following is not None:
             try:
                 with measured.scripted():
-                    warm_up(recogniser, said[0], sorted(sizes - warm))
-                warm |= sizes
-                row = held(measured, recogniser, said, count, way, args)
+                    warm_up(recogniser, said[0], min(search.following, 16) if way == TOGETHER else 1)
+                row = held(measured, recogniser, said, search.following, way, args)
             except torch.OutOfMemoryError:
-                row = {"streams": count, "way": f"{way}: out of memory", "holds": "no"} | dict.fromkeys(COLUMNS, "-")
+                row = {"streams": search.following, "way": f"{way}: out of memory", "holds": "no"} | dict.fromkeys(COLUMNS, "-")
+            search.tell(row["holds"] == "yes")
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
-            if row["holds"] == "no":
-                ways.remove(way)
             gc.collect()
-            if measured.device.type == "cuda":
-                torch.cuda.empty_cache()
             size = f"utterances of {args.utterance_s:g} s, {args.seconds:g} s for each number; {measured.about}"
             record = make_record(args, __doc__.split("\n")[0], size, rows, measured.device)
             keep(args, record, instead_of=kept)  # killed, it leaves what was measured

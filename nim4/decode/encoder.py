@@ -1,8 +1,10 @@
 """The streaming encoder as decoders use it: samples in, encoder frames and phonemes of whole chunks out, nothing computed twice."""
 
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,11 +13,13 @@ from torch import Tensor
 from nim4.config import DecodeConfig
 from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, Fbank, StreamingFbank, checked_samples
 from nim4.decode.together import Work, alone
-from nim4.model.conformer import SUBSAMPLING, ConformerState, Context, valid_mask
+from nim4.model.conformer import SUBSAMPLING, Conformer, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
+from nim4.model.graphs import Graphs, size_for
 from nim4.model.zipformer import ZipformerState
 
 ENCODER_FRAME_MS = 40
+FRAMED = 16  # ours: streams whose frames are computed together; what stands between their steps then stays in the processor's cache
 State = ConformerState | ZipformerState
 
 
@@ -36,6 +40,8 @@ class Chunk:
 class Frame:
     """(N,) samples of which StreamingFbank wants the frames."""
 
+    order: ClassVar[int] = 0
+
     fbank: Fbank
     samples: Tensor
 
@@ -47,7 +53,8 @@ class Frame:
     @staticmethod
     def together(parts: Sequence["Frame"]) -> list[Tensor]:
         """(T, 80) float32 of each."""
-        return list(parts[0].fbank.frames_of_padded(torch.stack([part.samples for part in parts])))
+        samples = torch.stack([part.samples for part in parts]).split(FRAMED)
+        return [frames for some in samples for frames in parts[0].fbank.frames_of_padded(some)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,31 +64,128 @@ class Encode:
     Attributes:
         features: (T, 80) float32, on the CPU; T is 4 S and the encoder's look-ahead, or less at the end of a stream.
         num_frames: S.
+        chunk_frames: of a whole chunk. On the recorded way all are padded to it, so that the last ones are encoded with the others.
         state: of its stream.
     """
+
+    order: ClassVar[int] = 1
 
     model: PhonemeModel
     features: Tensor
     num_frames: int
+    chunk_frames: int
     state: State
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it goes the recorded way: a Conformer's on a GPU."""
+        return isinstance(self.state, ConformerState) and self.state.keys.is_cuda
+
+    @property
+    def width(self) -> int:
+        """Encoder frames with padding."""
+        return self.chunk_frames if self.is_fast else self.num_frames
 
     @property
     def kind(self) -> Hashable:
         """What can be done together."""
-        return Encode, self.model, self.num_frames, self.state.shape
+        return Encode, self.model, self.width, self.state.shape
 
     @staticmethod
     def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, State]]:
         """What comes of each, and the state behind it."""
-        model, wanted = chunks[0].model, SUBSAMPLING * chunks[0].num_frames + chunks[0].model.encoder.lookahead_frames
-        x = torch.stack([torch.nn.functional.pad(chunk.features, (0, 0, 0, wanted - len(chunk.features))) for chunk in chunks])
-        x = model.normalise(x.to(model.mean.device))
-        lens = [len(chunk.features) for chunk in chunks]
-        if min(lens) < wanted:  # as behind a whole utterance
-            x = x.masked_fill(~valid_mask(torch.tensor(lens, device=x.device), wanted)[..., None], model.encoder.pad_value)
-        frames, state = model.encoder.forward_chunk(x, type(chunks[0].state).join([chunk.state for chunk in chunks]))
-        made = zip(frames.split(1), model.head(frames).cpu(), state.split(), strict=True)
-        return [(Chunk(own, log_probs), state) for own, log_probs, state in made]
+        if len(chunks) > BATCHES[-1]:
+            return [*Encode.together(chunks[: BATCHES[-1]]), *Encode.together(chunks[BATCHES[-1] :])]
+        frames, log_probs, state = (_encode_fast if chunks[0].is_fast else _encode)(chunks)
+        made = zip(chunks, torch.split_copy(frames, 1), log_probs.cpu(), state.split(), strict=True)
+        return [(Chunk(own[:, : chunk.num_frames], probs[: chunk.num_frames]), state) for chunk, own, probs, state in made]
+
+
+Encoded = tuple[Tensor, Tensor, State]  # (B, S, D) frames, (B, S, V) float32 log-probabilities, the state behind them
+
+
+def _features(chunks: Sequence[Encode], width: int) -> Tensor:
+    """(B, T, 80) float32 features of S encoder frames and the look-ahead, padded with zeros."""
+    wanted = SUBSAMPLING * width + chunks[0].model.encoder.lookahead_frames
+    return torch.stack([torch.nn.functional.pad(chunk.features, (0, 0, 0, wanted - len(chunk.features))) for chunk in chunks])
+
+
+def _forward(model: PhonemeModel, x: Tensor, lens: Tensor | None, num_frames: Tensor | None, state: State) -> Encoded:
+    """Behind the (B,) features of a stream stands what stands behind a whole utterance; None = there is nothing behind them."""
+    x = model.normalise(x)
+    if lens is not None:
+        x = x.masked_fill(~valid_mask(lens, x.shape[1])[..., None], model.encoder.pad_value)
+    frames, state = model.encoder.forward_chunk(x, state) if num_frames is None else model.encoder.forward_chunk(x, state, num_frames)
+    return frames, model.head(frames), state
+
+
+def _encode(chunks: Sequence[Encode]) -> Encoded:
+    """Chunks of one width, none of them padded by more than the features at the end of a stream."""
+    model, lens = chunks[0].model, [len(chunk.features) for chunk in chunks]
+    x = _features(chunks, chunks[0].width).to(model.mean.device)
+    end = torch.tensor(lens, device=x.device) if min(lens) < x.shape[1] else None
+    return _forward(model, x, end, None, type(chunks[0].state).join([chunk.state for chunk in chunks]))
+
+
+# ---------------------------------------------------------------------------------------------------------- on a GPU: recorded
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)  # chunks that are recorded together; others are padded to them
+_RECORDED: WeakKeyDictionary[PhonemeModel, tuple[int, Graphs[tuple[int, int, int]]]] = WeakKeyDictionary()
+
+
+def _graphs(model: PhonemeModel) -> Graphs[tuple[int, int, int]]:
+    """Chunks of a model by batch size, chunk size and left frames; recorded anew when its weights have moved."""
+    place, own = model.encoder.subsampling.out.weight.data_ptr(), weakref.ref(model)  # the dictionary must not keep its key alive
+    if model not in _RECORDED or _RECORDED[model][0] != place:
+
+        def make(size: tuple[int, int, int]) -> list[Tensor]:
+            batch_size, chunk_frames, left_frames = size
+            encoder, mean = own().encoder, own().mean
+            state = encoder.initial_state(batch_size, Context(1, left_frames))
+            x = mean.new_zeros(batch_size, SUBSAMPLING * chunk_frames + encoder.lookahead_frames, len(mean))
+            lens = torch.tensor([[x.shape[1]], [chunk_frames]], device=mean.device).repeat(1, batch_size)
+            return [x, lens, *(part.transpose(0, 1).contiguous() for part in (state.keys, state.values, state.conv)), state.filled]
+
+        def work(x: Tensor, lens: Tensor, keys: Tensor, values: Tensor, conv: Tensor, filled: Tensor) -> Encoded:
+            state = ConformerState(keys.transpose(0, 1), values.transpose(0, 1), conv.transpose(0, 1), filled)
+            return _forward(own(), x, *lens, state)
+
+        _RECORDED[model] = place, Graphs(make, work)
+    return _RECORDED[model][1]
+
+
+def _encode_fast(chunks: Sequence[Encode]) -> Encoded:
+    """Chunks padded to one width and to a batch size that is recorded."""
+    graphs, states, count = _graphs(chunks[0].model), [chunk.state for chunk in chunks], len(chunks)
+    size = size_for(count, BATCHES), chunks[0].width, states[0].keys.shape[3]
+    x, lens, *caches, filled = graphs.inputs(size)
+    x[:count].copy_(_pinned(_features(chunks, chunks[0].width), x), non_blocking=True)
+    lens[:, :count].copy_(_pinned(torch.tensor([(len(chunk.features), chunk.num_frames) for chunk in chunks]).T, x), non_blocking=True)
+    for own, parts in zip(caches, zip(*((state.keys, state.values, state.conv) for state in states), strict=True), strict=True):
+        torch.cat([part.transpose(0, 1) for part in parts], out=own[:count])
+    torch.cat([state.filled for state in states], out=filled[:count])
+    frames, log_probs, state = graphs.run(size)
+    return (
+        frames[:count],
+        log_probs[:count],
+        ConformerState(*(part[:, :count] for part in (state.keys, state.values, state.conv)), state.filled[:count]),
+    )
+
+
+def _pinned(x: Tensor, where: Tensor) -> Tensor:
+    """The same in memory from which a GPU takes it while Python goes on."""
+    return x.pin_memory() if where.is_cuda else x
+
+
+@torch.inference_mode()
+def record_chunks(model: PhonemeModel, context: Context) -> None:
+    """Records chunks of this size for all batches, a Conformer's on a GPU: seconds, which otherwise those would wait who need one first."""
+    if model.mean.is_cuda and isinstance(model.encoder, Conformer):
+        for batch_size in reversed(BATCHES):
+            _graphs(model).inputs((batch_size, context.chunk_frames, context.chunk_frames * context.left_chunks))
+
+
+# ------------------------------------------------------------------------------------------------------------------- streams
 
 
 class StreamingEncoder:
@@ -155,7 +259,7 @@ class StreamingEncoder:
 
     def _encode(self, num_frames: int) -> Work[Chunk]:
         features = self._features[: SUBSAMPLING * num_frames + self._model.encoder.lookahead_frames]
-        chunk, self._state = yield Encode(self._model, features, num_frames, self._state)
+        chunk, self._state = yield Encode(self._model, features, num_frames, self._chunk_frames, self._state)
         self._features = self._features[SUBSAMPLING * num_frames :]
         labels = chunk.log_probs.argmax(-1).tolist()
         self.phones += collapse(labels, self._last)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -178,6 +178,7 @@ def new_rows(model: SpeechLlm) -> Rows:
 class Adapt:
     """(1, S, D) encoder frames that are to become embeddings; a tail that fills none is padded."""
 
+    order: ClassVar[int] = 2
     model: SpeechLlm
     frames: Tensor
 
@@ -334,8 +335,7 @@ class StreamingSession:
         return self._model.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _log(self, started_s: float, text: str, settled_chars: int, is_final: bool) -> Hypothesis:
-        phones, hints = tuple(self._encoder.phones), tuple(self._hotwords.hints)
-        audio_s = self._num_samples / SAMPLING_RATE_HZ
+        phones, hints, audio_s = tuple(self._encoder.phones), tuple(self._hotwords.hints), self._num_samples / SAMPLING_RATE_HZ
         hypothesis = Hypothesis(text, phones, hints, audio_s, self._revision, settled_chars, is_final, replace(self._counts))
         self.events.append(Event(self._compute_s + self._clock() - started_s, hypothesis))
         self._compute_s = 0.0

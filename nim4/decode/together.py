@@ -5,7 +5,7 @@ is there is the business of `step`, and neither the order of arrival nor another
 """
 
 from collections.abc import Generator, Hashable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
@@ -13,7 +13,13 @@ Result = TypeVar("Result")
 
 
 class Request(Protocol):
-    """Something that is cheaper for many at once."""
+    """Something that is cheaper for many at once.
+
+    Attributes:
+        order: of its kind in a step: who gets an answer and then wants something of a higher order has that in the same step.
+    """
+
+    order: ClassVar[int]
 
     @property
     def kind(self) -> Hashable:
@@ -61,17 +67,23 @@ class Task(Generic[Result]):
 
 
 def step(tasks: Sequence[Task[Any]]) -> None:
-    """Does what these tasks wait for, and lets each go on to its next request or its end.
+    """Does what these tasks wait for, in the order of its kinds, and lets each go on to a request of an order that is over, or to its end.
+
+    So in one step a chunk is heard, encoded and read, and who waits is never behind more than one pass of each kind.
 
     Args:
         tasks: that have not ended.
     """
-    groups: dict[Hashable, list[Task[Any]]] = {}
-    for task in tasks:
-        groups.setdefault(task.request.kind, []).append(task)
-    for group in groups.values():
-        for task, answer in zip(group, _answers([task.request for task in group]), strict=True):
-            task._go_on(answer)
+    over = -1
+    while due := [task for task in tasks if task.request is not None and task.request.order > over]:
+        over = min(task.request.order for task in due)
+        groups: dict[Hashable, list[Task[Any]]] = {}
+        for task in due:
+            if task.request.order == over:
+                groups.setdefault(task.request.kind, []).append(task)
+        for group in groups.values():
+            for task, answer in zip(group, _answers([task.request for task in group]), strict=True):
+                task._go_on(answer)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ def _silero() -> _Silero:
 @dataclass(frozen=True, eq=False)
 class Probe:
     """Windows of a stream, (N, 576) float32, in which somebody may speak, and the state before them."""
+
+    order: ClassVar[int] = 0
 
     windows: Tensor
     state: tuple[Tensor, Tensor]

@@ -69,8 +69,8 @@ class ConformerState:
 
     def split(self) -> list["ConformerState"]:
         """Each stream of the batch on its own; none holds the memory of the others."""
-        rows = [slice(row, row + 1) for row in range(len(self.filled))]
-        return [ConformerState(*(part[:, row].clone() for part in (self.keys, self.values, self.conv)), self.filled[row].clone()) for row in rows]
+        parts = [torch.split_copy(part, 1, 1) for part in (self.keys, self.values, self.conv)]
+        return [ConformerState(*own) for own in zip(*parts, torch.split_copy(self.filled, 1), strict=True)]
 
 
 def encoder_lens(feature_lens: Tensor) -> Tensor:
@@ -241,9 +241,10 @@ class ChunkConvolution(nn.Module):
         y = self.depthwise(windows).unflatten(0, (-1, num_chunks)).transpose(1, 2).flatten(2)
         return self.finish(y[..., :num_frames])
 
-    def forward_chunk(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """One chunk (B, C, D) after `cache` (B, E, K // 2) -> output (B, C, D) and the next cache."""
-        x = torch.cat([cache, self.gate(x)], dim=-1)
+    def forward_chunk(self, x: Tensor, cache: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One chunk (B, C, D) after `cache` (B, E, K // 2) -> output (B, C, D) and the next cache; frames outside `valid` (B, C) count as zeros."""
+        gated = self.gate(x)
+        x = torch.cat([cache, gated if valid is None else gated.masked_fill(~valid[:, None], 0.0)], dim=-1)
         return self.finish(self.depthwise(F.pad(x, (0, self.reach)))), x[..., x.shape[-1] - self.reach :]
 
 
@@ -266,14 +267,14 @@ class ConformerBlock(nn.Module):
         return self.norm(x)
 
     def forward_chunk(
-        self, x: Tensor, positions: Rotation | Distances, mask: Tensor, keys: Tensor, values: Tensor, conv: Tensor
+        self, x: Tensor, positions: Rotation | Distances, mask: Tensor, valid: Tensor | None, keys: Tensor, values: Tensor, conv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One chunk; returns the output and the next keys, values and convolution cache of the same sizes."""
         x = x + 0.5 * self.ffn1(x)
         query, key, value = self.attention.project(x)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
         x = x + self.attention.attend(query, key, value, positions, mask)
-        y, conv = self.conv.forward_chunk(x, conv)
+        y, conv = self.conv.forward_chunk(x, conv, valid)
         x = x + y
         x = x + 0.5 * self.ffn2(x)
         left = keys.shape[2]
@@ -337,13 +338,15 @@ class Conformer(nn.Module):
             filled=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
         )
 
-    def forward_chunk(self, x: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
+    def forward_chunk(self, x: Tensor, state: ConformerState, lens: Tensor | None = None) -> tuple[Tensor, ConformerState]:
         """The next chunk of each stream.
 
         Args:
             x: (B, 4 C + 3, 80) float, normalised features of C encoder frames and 3 frames of look-ahead; at the end of a
                 stream zeros stand for the missing ones. C is the context's chunk size, or less in the last chunk.
             state: the caches after the chunk before; left unchanged.
+            lens: (B,) int64, encoder frames of each row, at least 1, so that last chunks can be padded to the others; what lies beyond is
+                ignored, and the caches of a row that is shorter than C are of no use. None = C of all.
         Returns:
             (B, C, D) encoder frames, and the caches for the next chunk.
         """
@@ -352,11 +355,12 @@ class Conformer(nn.Module):
         x = self.subsampling(x)
         num_frames, left = x.shape[1], state.keys[0].shape[2]
         cached = torch.arange(left, device=x.device) >= left - state.filled[:, None]  # (B, left)
-        mask = torch.cat([cached, cached.new_ones(x.shape[0], num_frames)], dim=1)[:, None, None]
+        valid = None if lens is None else valid_mask(lens, num_frames)
+        mask = torch.cat([cached, cached.new_ones(x.shape[0], num_frames) if valid is None else valid], dim=1)[:, None, None]
         positions = self._positions(num_frames, left + num_frames, x.device)
         keys, values, conv = [], [], []
         for block, *caches in zip(self.blocks, state.keys, state.values, state.conv, strict=True):
-            x, key, value, conv_inputs = block.forward_chunk(x, positions, mask, *caches)
+            x, key, value, conv_inputs = block.forward_chunk(x, positions, mask, valid, *caches)
             keys.append(key)
             values.append(value)
             conv.append(conv_inputs)

@@ -1,75 +1,60 @@
-"""Passes of the language model as CUDA graphs, for rows that read little each: otherwise the GPU waits for Python between kernels."""
+"""CUDA graphs: a recorded function starts all its kernels at once, where Python would start them one by one and the GPU would wait."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-WIDTHS = (1,)  # tokens of a row: an answer's next one; a chunk's speech is read with the prompt behind it, which is longer
-
-Pass = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Size = TypeVar("Size")
 
 
-def rows_for(number: int) -> int:
-    """So many rows a pass is recorded for that serves this number: 8, 16, 32, 64, 128, 192 and so on; few sizes are few recordings."""
-    return -(-number // 64) * 64 if number > 32 else max(8, 1 << (number - 1).bit_length())
+def size_for(number: int, sizes: Sequence[int]) -> int:
+    """The smallest of the rising `sizes` that is large enough; beyond the last, multiples of it."""
+    return next((size for size in sizes if size >= number), -(-number // sizes[-1]) * sizes[-1])
 
 
-def columns_for(number: int) -> int:
-    """The same of columns: 128, 192, 256, 384, 512 and so on."""
-    step = 64 if number <= 256 else 128
-    return max(-(-number // step) * step, 128)
-
-
-class Graphs:
-    """Recorded passes, each for one size; made when it is first wanted, which takes a fraction of a second.
+class Graphs(Generic[Size]):
+    """A function, recorded once for each size of its input, when that is first wanted: a fraction of a second. Without a GPU it is called.
 
     Args:
-        work: (B, N, D) embeddings, (B,) places, (B, N) positions, columns -> (B, N, D) hidden states.
-        spare: place of a row that nobody reads, for padding.
+        make: a size -> the tensors that the function takes, filled so that it may run.
+        work: takes them, and returns tensors; what else it reads must stay where it is.
     """
 
-    def __init__(self, work: Pass, spare: int):
-        self._work, self._spare = work, spare
-        self._recorded: dict[tuple[int, int, int], tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, make: Callable[[Size], Sequence[Tensor]], work: Callable[..., Any]):
+        self._make, self._work = make, work
+        self._made: dict[Size, tuple[Sequence[Tensor], torch.cuda.CUDAGraph | None, Any]] = {}
 
     def forget(self) -> None:
-        """To be called when what they work on has moved."""
-        self._recorded.clear()
+        """To be called when something that the function reads has moved."""
+        self._made.clear()
 
-    def record_all(self, max_rows: int, max_columns: int, like: Tensor) -> None:
-        """Records a pass for each size up to these; `like`: of the type and width of embeddings."""
-        rows = sorted({rows_for(number) for number in range(1, max_rows + 1)}, reverse=True)  # the largest first: the others fit in its memory
-        columns = sorted({min(columns_for(number), max_columns) for number in range(1, max_columns + 1)}, reverse=True)
-        for size in itertools.product(rows, WIDTHS, columns):
-            if size not in self._recorded:
-                self._recorded[size] = self._record(*size, like)
+    def inputs(self, size: Size) -> Sequence[Tensor]:
+        """The tensors that `run` of this size reads; the caller fills them."""
+        if size not in self._made:
+            inputs = self._make(size)
+            self._made[size] = (inputs, *self._record(inputs)) if inputs[0].is_cuda else (inputs, None, None)
+        return self._made[size][0]
 
-    def __call__(self, embeds: Tensor, places: Tensor, positions: Tensor, num_columns: int, max_columns: int) -> Tensor:
-        """A pass, with at least `num_columns` and at most `max_columns`; its result is good until the next one."""
-        size = (rows_for(len(embeds)), embeds.shape[1], min(columns_for(num_columns), max_columns))
-        if size not in self._recorded:
-            self._recorded[size] = self._record(*size, embeds)
-        graph, (own_embeds, own_places, own_positions, hidden) = self._recorded[size]
-        own_places.fill_(self._spare)
-        for own, given in ((own_embeds, embeds), (own_places, places), (own_positions, positions)):
-            own[: len(given)] = given
+    def run(self, size: Size) -> Any:
+        """What the function returns for the inputs of this size; good until the next run, of whatever size."""
+        inputs, graph, outputs = self._made[size]
+        if graph is None:
+            return self._work(*inputs)
         graph.replay()
-        return hidden[: len(embeds)]
+        return outputs
 
-    def _record(self, num_rows: int, width: int, num_columns: int, like: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        embeds = like.new_zeros(num_rows, width, like.shape[-1])
-        places = torch.full((num_rows,), self._spare, device=like.device)
-        positions = torch.arange(width, device=like.device).repeat(num_rows, 1)
+    def _record(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, Any]:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):  # libraries choose their kernels before anything is recorded
             for _ in range(2):
-                self._work(embeds, places, positions, num_columns)
+                self._work(*inputs)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            hidden = self._work(embeds, places, positions, num_columns)
-        return graph, [embeds, places, positions, hidden]
+        # All share memory, since results are used up before the next run: that of a graph which is still there; what forgotten ones had is gone.
+        pool = next((other.pool() for _, other, _ in self._made.values() if other is not None), None)
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            outputs = self._work(*inputs)
+        return graph, outputs

@@ -4,23 +4,28 @@
     row 1   [ prefix | speech of B ......... | text . ]     no row sees another, or what lies behind its own end
     row 2   [ prefix | speech of C .. ]
 
-Ours: padding on the left, as for whole batches, would move every row in every pass; pages need kernels of their own. What a pass copies is
-the keys and values of the rows that read, up to the longest of them, which is little beside what it computes.
+Ours: padding on the left, as for whole batches, would move every row in every pass; pages would save room, which is not what is short. Qwen3 on a
+GPU goes the fast way (nim4/model/qwen3.py). The other way is for any model and device, and what the fast one is measured by: rows that have
+about as much to read are padded to one width, and what a pass copies is their keys and values, up to the longest of them.
 """
 
 import itertools
-from collections.abc import Generator, Hashable, Sequence
+import logging
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from nim4.model.graphs import WIDTHS, Graphs
 from nim4.model.llm import Written, grouped_attention, writing
+from nim4.model.qwen3 import LENGTHS, FlatQwen3, Piece, why_not
+
+log = logging.getLogger("nim4")
 
 COLUMNS = 64  # a table grows by so many at least
+MORE_COLUMNS = 512  # the same where passes are recorded anew when it has grown
 ALIGNED = 16  # columns: what a pass sees is a multiple, as fast kernels want it
 MAX_PADDING = {"cuda": 256, "cpu": 16}  # ours: tokens that cost less than another pass
 
@@ -42,18 +47,25 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """Something that a row is to read next.
+    """Something that a row is to read next, at least one token.
 
     Attributes:
         rows: to which `row` belongs.
-        what: ids, or (N, D) embeddings; N at least 1.
+        ids: the last of it.
         num_wanted: behind each of the last so many tokens, the model's first choice is wanted.
+        speech: (A, D) embeddings that stand before `ids`; None = none.
     """
+
+    order: ClassVar[int] = 3
 
     rows: "Rows"
     row: Row
-    what: Sequence[int] | Tensor
+    ids: Sequence[int]
     num_wanted: int = 0
+    speech: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids) + (0 if self.speech is None else len(self.speech))
 
     @property
     def kind(self) -> Hashable:
@@ -70,30 +82,35 @@ class Rows:
     """The rows of one language model.
 
     Args:
-        model: transformers' causal model, in evaluation mode.
+        model: transformers' causal model, in evaluation mode. A Qwen3 on a GPU goes the fast way (nim4/model/qwen3.py).
         prefix: ids that all rows begin with, at least one.
     """
 
     def __init__(self, model: nn.Module, prefix: Sequence[int]):
         self._model = model
-        config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
+        config, weight, reason = model.config.get_text_config(), model.get_input_embeddings().weight, why_not(model)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._table = weight.new_zeros(config.num_hidden_layers, 2, 1, COLUMNS, config.num_key_value_heads, head_dim)
+        rows, self._more_columns = (1, COLUMNS) if reason else (4, MORE_COLUMNS)
+        self._table = weight.new_zeros(config.num_hidden_layers, 2, rows, self._more_columns, config.num_key_value_heads, head_dim)
         self._max_padding = MAX_PADDING.get(weight.device.type, 0)
         self._reserved = self._table.shape[2:4]  # rows and columns that stay
         self._held: WeakValueDictionary[int, Row] = WeakValueDictionary()  # by place
-        self._graphs: Graphs | None = None
+        self._flat: FlatQwen3 | None = None
         self._prefix = self._table[:, :, 0, :0]
+        if reason is None:
+            self._spare = self.new()  # for padding
+            self._flat = FlatQwen3(model, self._spare.place)
+            self._flat.stand_on(self._table)
+        elif weight.is_cuda:
+            log.warning("the language model goes the slow way through the GPU: %s", reason)
         row = self.new()
         self.read([Read(self, row, prefix)])
         self._prefix = self._table[:, :, row.place, : row.length].clone()
-        self._spare = self.new() if weight.is_cuda else None  # for padding
-        self._graphs = None if self._spare is None else Graphs(self._forward, self._spare.place)
 
     @torch.inference_mode()
     def new(self) -> Row:
         """A row that has read the prefix."""
-        if self._graphs is None:  # whose passes know where the table is: recording them again would take longer than it is worth
+        if self._flat is None:  # whose passes know where the table is: recording them again would take longer than it is worth
             self._shrink()
         place, length = next(place for place in itertools.count() if place not in self._held), self._prefix.shape[2]
         if place == self._table.shape[2]:
@@ -128,59 +145,69 @@ class Rows:
         table = self._table.new_zeros(layers, both, num_rows, num_columns, *heads)
         table[:, :, :rows, :columns] = self._table[:, :, :rows, :columns]
         self._table = table
-        if self._graphs is not None:
-            self._graphs.forget()
+        if self._flat is not None:
+            self._flat.stand_on(table)
 
     @torch.inference_mode()
     def record(self) -> None:
-        """Records all passes for which there is room, on a GPU: seconds, which otherwise those would wait who need one first."""
-        if self._graphs is not None:
-            self._graphs.record_all(self._table.shape[2], self._table.shape[3], self._model.get_input_embeddings().weight)
+        """Records the passes of the fast way: seconds, which otherwise those would wait who need one first."""
+        if self._flat is not None:
+            self._flat.record()
 
     @torch.inference_mode()
     def read(self, reads: Sequence[Read]) -> list[list[int]]:
-        """Lets rows read, as many of them in one pass as have about as much to read.
+        """Lets rows read, as many of them in one pass as is good.
 
         Args:
             reads: of different rows. If it fails, none has read anything, or may read the same again.
         Returns:
             the ids that are wanted by each.
         """
+        num_columns = max(read.row.length + len(read) for read in reads)
+        if num_columns > self._table.shape[3]:
+            wanted = max(num_columns, self._table.shape[3] * 5 // 4)
+            self._resize(self._table.shape[2], -(-wanted // self._more_columns) * self._more_columns)
         found: dict[int, list[int]] = {}
+        for group in self._alike(reads) if self._flat is None else _lists(reads):
+            own = [reads[number] for number in group]
+            found |= zip(group, self._pass(own) if self._flat is None else self._flat_pass(own), strict=True)
+        for read in reads:
+            read.row.length += len(read)
+        return [found[number] for number in range(len(reads))]
+
+    def _alike(self, reads: Sequence[Read]) -> Iterator[list[int]]:
+        """Numbers of reads that have about as much to read, so that little is padding."""
         group: list[int] = []
         padding = 0
-        for number in sorted(range(len(reads)), key=lambda number: len(reads[number].what)):
-            padding += len(group) * (len(reads[number].what) - len(reads[group[-1]].what)) if group else 0
+        for number in sorted(range(len(reads)), key=lambda number: len(reads[number])):
+            padding += len(group) * (len(reads[number]) - len(reads[group[-1]])) if group else 0
             if padding > self._max_padding:
-                found |= zip(group, self._pass([reads[number] for number in group]), strict=True)
+                yield group
                 group, padding = [], 0
             group.append(number)
-        found |= zip(group, self._pass([reads[number] for number in group]), strict=True)
-        for read in reads:
-            read.row.length += len(read.what)
-        return [found[number] for number in range(len(reads))]
+        yield group
+
+    def _flat_pass(self, reads: Sequence[Read]) -> list[list[int]]:
+        pieces = [Piece(read.row.place, read.row.length, read.ids, read.speech, read.num_wanted) for read in reads]
+        return self._first_choices(self._flat.read(pieces), reads)
 
     def _pass(self, reads: Sequence[Read]) -> list[list[int]]:
         embed, device = self._model.get_input_embeddings(), self._table.device
-        num_new = len(reads[-1].what)
-        if self._graphs is not None and num_new <= WIDTHS[-1]:
-            num_new = next(width for width in WIDTHS if width >= num_new)
+        num_new = len(reads[-1])
         num_columns = max(read.row.length for read in reads) + num_new
-        if num_columns > self._table.shape[3]:
-            self._resize(self._table.shape[2], -(-max(num_columns, self._table.shape[3] * 5 // 4) // COLUMNS) * COLUMNS)
         places, lens = torch.tensor([(read.row.place, read.row.length) for read in reads], device=device).T
-        ids = [[0] * num_new if isinstance(read.what, Tensor) else [*read.what, *[0] * (num_new - len(read.what))] for read in reads]
-        embeds = embed(torch.tensor(ids, device=device))
+        ids = torch.zeros(len(reads), num_new, dtype=torch.int64)
+        for row, read in zip(ids, reads, strict=True):
+            row[len(read) - len(read.ids) : len(read)] = torch.tensor(read.ids)
+        embeds = embed(ids.to(device))
         for row, read in zip(embeds, reads, strict=True):
-            if isinstance(read.what, Tensor):
-                row[: len(read.what)] = read.what
+            if read.speech is not None:
+                row[: len(read.speech)] = read.speech
         positions = lens[:, None] + torch.arange(num_new, device=device)
-        if self._graphs is not None and num_new in WIDTHS:
-            hidden = self._graphs(embeds, places, positions, num_columns, self._table.shape[3])
-        else:
-            alone = reads[0].row if len(reads) == 1 else None
-            hidden = self._forward(embeds, places, positions, min(-(-num_columns // ALIGNED) * ALIGNED, self._table.shape[3]), alone)
-        return self._first_choices(hidden, reads)
+        alone = reads[0].row if len(reads) == 1 else None
+        hidden = self._forward(embeds, places, positions, min(-(-num_columns // ALIGNED) * ALIGNED, self._table.shape[3]), alone)
+        wanted = [(row, place) for row, read in enumerate(reads) for place in range(len(read) - read.num_wanted, len(read))]
+        return self._first_choices(hidden[torch.tensor(wanted, device=device).T.unbind()] if wanted else hidden[0, :0], reads)
 
     def _forward(self, embeds: Tensor, places: Tensor, positions: Tensor, num_columns: int, alone: Row | None = None) -> Tensor:
         """(B, N, D) hidden states of what rows read; their keys and values are taken into the table."""
@@ -190,18 +217,23 @@ class Rows:
         with grouped_attention(self._model):
             return self._model.model(inputs_embeds=embeds, **given).last_hidden_state
 
-    def embedded(self, ids: Sequence[int]) -> Tensor:
-        """(N, D) embeddings of ids, to be read with others."""
-        return self._model.get_input_embeddings()(torch.tensor(ids, device=self._table.device))
-
     def _first_choices(self, hidden: Tensor, reads: Sequence[Read]) -> list[list[int]]:
-        """Behind the last tokens of each row, as many as it wants: of (B, N, D) hidden states, padded on the right."""
-        wanted = [(row, place) for row, read in enumerate(reads) for place in range(len(read.what) - read.num_wanted, len(read.what))]
-        if not wanted:
-            return [[] for _ in reads]
-        rows, places = torch.tensor(wanted, device=hidden.device).T
-        best = iter(self._model.lm_head(hidden[rows, places]).argmax(-1).tolist())
+        """Behind the last tokens of each row, as many as it wants, of which these are the (N, D) hidden states."""
+        best = iter(self._model.lm_head(hidden).argmax(-1).tolist() if len(hidden) else ())
         return [[next(best) for _ in range(read.num_wanted)] for read in reads]
+
+
+def _lists(reads: Sequence[Read]) -> Iterator[list[int]]:
+    """Numbers of reads that are together no longer than the longest list that is recorded, unless one is."""
+    group: list[int] = []
+    length = 0
+    for number, read in enumerate(reads):
+        if group and length + len(read) > LENGTHS[-1]:
+            yield group
+            group, length = [], 0
+        group.append(number)
+        length += len(read)
+    yield group
 
 
 def write(
@@ -218,7 +250,7 @@ def write(
             new, num_wanted = work.send(best)
         except StopIteration as done:
             return done.value
-        best = yield Read(rows, row, new if speech is None else torch.cat([speech, rows.embedded(new)]), num_wanted)
+        best = yield Read(rows, row, new, num_wanted, speech)
         speech = None
 
 

@@ -17,7 +17,7 @@ from nim4.config import VadConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.corpus.g2p import Lexicon
 from nim4.corpus.units import PhonemeInventory
-from nim4.decode.encoder import ENCODER_FRAME_MS
+from nim4.decode.encoder import ENCODER_FRAME_MS, record_chunks
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.listening import Cutter
 from nim4.decode.recordings import Segment, Transcriber
@@ -93,6 +93,7 @@ class Service:
         forced_align(np.zeros((9, len(self._inventory)), np.float32), [1, 2])
         Cutter(self.vad).push(noise)
         self._rows.record()
+        record_chunks(self._model.acoustic, DEPLOYED)
 
     def close(self) -> None:
         """Ends the threads; what waits there is forgotten."""

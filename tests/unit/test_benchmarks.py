@@ -371,7 +371,8 @@ def test_tokens_are_counted_where_the_language_model_is_entered(load_module, mod
 
 
 def test_streams_held(benchmark_tables):
-    options = ["--size", "ci", "--device", "cpu", "--streams", 2, "--seconds", 2, "--warm-up-s", 1, "--utterance-s", 2]
+    options = ["--size", "ci", "--device", "cpu", "--streams", 2, 2, "--tries", 1, 1, "--most", 2, "--seconds", 2, "--warm-up-s", 1]
+    options += ["--utterance-s", 2]
     (record,) = benchmark_tables("streams_held", *options)
     assert [(row["streams"], row["way"]) for row in record["rows"]] == [(2, "together"), (2, "one by one")]
     for row in record["rows"]:
@@ -410,17 +411,56 @@ def test_faults_are_not_hidden_by_a_thread(streams_held):
             streams_held[1](hear)
 
 
-def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, load_module, monkeypatch):
+def test_numbers_of_streams_that_do_not_fit_are_told(benchmark_tables, monkeypatch):
     real = Recogniser.hear
 
     def small(recogniser, jobs):
         return real(recogniser, jobs) if len(jobs) < 3 else [torch.OutOfMemoryError() for _ in jobs]
 
     monkeypatch.setattr(Recogniser, "hear", small)
-    options = ["--size", "ci", "--device", "cpu", "--streams", 1, 4, "--seconds", 3, "--warm-up-s", 0, "--utterance-s", 1]
+    options = ["--size", "ci", "--device", "cpu", "--streams", 4, 1, "--tries", 1, 1, "--most", 4, "--seconds", 3]
+    options += ["--warm-up-s", 0, "--utterance-s", 1]
     (record,) = benchmark_tables("streams_held", *options)
     told = [(row["streams"], row["way"]) for row in record["rows"]]
-    assert told == [(1, "together"), (1, "one by one"), (4, "together: out of memory"), (4, "one by one")]
+    assert told == [(4, "together: out of memory"), (1, "one by one")]
+
+
+@pytest.mark.parametrize(("holds", "first", "tries", "asked"), [(200, 128, 9, [128, 256, 192, 224, 208, 200]), (3, 16, 9, [16, 8, 4, 2, 3])])
+def test_the_largest_number_is_looked_for(load_module, holds, first, tries, asked):
+    search, found = load_module("streams_held").Search(first, 512, tries), []
+    while search.following is not None:
+        found.append(search.following)
+        search.tell(search.following <= holds)
+    assert found == asked
+    assert search.held == holds
+
+
+def test_a_search_ends_at_the_most_and_with_its_tries(load_module):
+    search = load_module("streams_held").Search(2, 6, 9)
+    for following in (4, 6, None):
+        search.tell(True)
+        assert search.following == following
+    search = load_module("streams_held").Search(2, 600, 2)
+    search.tell(True)
+    search.tell(True)
+    assert search.following is None
+
+
+def test_decode_speed(benchmark_tables):
+    (record,) = benchmark_tables(
+        "decode_speed", "--size", "ci", "--device", "cpu", "--batches", 1, 3, "--rounds", 1, "--tokens", 2, "--prompt-tokens", 9
+    )
+    assert [(row["rows"], row["way"]) for row in record["rows"]] == [(1, "ours"), (1, "generate"), (3, "ours"), (3, "generate")]
+    for row in record["rows"][::2]:
+        assert row["ids_differ"].startswith("0 of ")
+        assert 0 < row["floor_ms"] < row["ms_per_token"]
+
+
+def test_encoder_step(benchmark_tables):
+    options = ["--size", "ci", "--device", "cpu", "--batches", 1, 3, "--rounds", 1, "--ways", "eager", "graph"]
+    (record,) = benchmark_tables("encoder_step", *options)
+    assert [(row["streams"], row["way"]) for row in record["rows"]] == [(1, "eager"), (1, "graph"), (3, "eager"), (3, "graph")]
+    assert all(row["ms"] > 0 for row in record["rows"])
 
 
 def test_streams_that_are_late_are_not_held(streams_held, monkeypatch):

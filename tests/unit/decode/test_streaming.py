@@ -221,7 +221,7 @@ def test_any_draft_gives_the_greedy_answer(model):
     def written(draft):
         nonlocal row
         row = rows.new()
-        rows.read([Read(rows, row, speech)])
+        rows.read([Read(rows, row, (), speech=speech)])
         return alone(write(rows, row, suffix, draft, 20, end))
 
     greedy = written([])

@@ -163,6 +163,18 @@ def test_passes_are_shared(model):
     assert together[1] <= 3 + max(count for _, count in single) < sum(count for _, count in single) / 3
 
 
+def test_a_chunk_is_heard_encoded_and_read_in_one_step(model):
+    recogniser = Recogniser(model)
+    late, early = (recogniser.session() for _ in range(2))
+    task = Task(early.hearing(noise(10_840, 0), False))
+    step([task])
+    assert isinstance(task.request, Read)
+    other = Task(late.hearing(noise(10_840, 1), False))
+    seen = passes(model, lambda: step([task, other]))
+    assert seen in ([1, 1], [1, 2])  # of the language model, one for a token and one for a chunk, where padding would cost more than a pass
+    assert isinstance(other.request, Read)
+
+
 def test_one_that_fails_does_not_harm_the_others(model, expected, monkeypatch):
     kinds = recognisers(model)
     good, bad, ended, broken = (kinds[0].session() for _ in range(4))

@@ -136,6 +136,23 @@ def test_a_chunk_leaves_its_state_as_it_was(encoder):
 
 
 @torch.inference_mode()
+def test_a_last_chunk_that_is_padded_gives_what_it_gives_alone(encoder):
+    _, state = stream(encoder, noise_batch([128, 128, 128], seed=3).x, Context(8, 2))
+    x = noise_batch([35, 35, 35], seed=1).x
+    full, after = encoder.forward_chunk(x, state)
+    lens = torch.tensor([8, 3, 1])
+    for row, length in enumerate(lens.tolist()):
+        x[row, SUBSAMPLING * length + LOOKAHEAD_FRAMES :] = 1e4
+    padded, padded_after = encoder.forward_chunk(x, state, lens)
+    torch.testing.assert_close(padded[0], full[0])
+    for name in ("keys", "values", "conv"):
+        torch.testing.assert_close(getattr(padded_after, name)[:, 0], getattr(after, name)[:, 0])
+    for row, length in enumerate(lens.tolist()):
+        short, _ = encoder.forward_chunk(x[:, : SUBSAMPLING * length + LOOKAHEAD_FRAMES], state)
+        torch.testing.assert_close(padded[row, :length], short[row], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
 def test_caches_keep_their_size(encoder):
     def sizes(state):
         return [tuple(tensor.shape) for tensor in (*state.keys, *state.values, *state.conv, state.filled)]
