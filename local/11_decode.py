@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 import numpy as np
 import torch
 
-from local.decode_config import read_decode_config
+from local.decode_config import check_closed, read_decode_config
 from nim4 import stage
 from nim4.config import DecodeConfig, RecipeError, as_dict
 from nim4.corpus.batch import phones_of
-from nim4.corpus.manifest import MonoCut, check_splits, load_cuts, utterances
+from nim4.corpus.manifest import MonoCut, load_cuts, utterances
 from nim4.corpus.progress import Progress
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.beam import BeamSearch, ngram_files
@@ -96,14 +96,6 @@ def main() -> None:
                 decoders.load(config, ngrams[name])
                 decoded = decoders.ctc(cuts, config, words) if is_ctc else decoders.llm(cuts, config)
                 write_set(f"{name}/{test_set}", cuts, decoded, config, output, args.model)
-
-
-def check_closed(closed: list[str], sets: list[str], units: Path, lexicon: Path | None) -> set[str]:
-    """The closed sets that are decoded now. Raises RecipeError when they need a word list that is not given, or one is no set of `units`."""
-    check_splits("--closed", closed, units)  # whether in --test or not: run.sh gives all closed sets of a corpus
-    if (wanted := set(closed) & set(sets)) and lexicon is None:
-        raise RecipeError("--lexicon", expected="the word list of the closed sets", found="none", fix="add --lexicon FILE, or leave out --closed")
-    return wanted
 
 
 @dataclass(frozen=True)

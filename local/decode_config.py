@@ -1,8 +1,9 @@
-"""The decode configurations: files of local/conf/decode/, read and checked."""
+"""What stage 11 is told, checked: the decode configurations, files of local/conf/decode/, and the sets with a closed vocabulary."""
 
 from pathlib import Path
 
 from nim4.config import DecodeConfig, RecipeError, build, nearest, read_yaml
+from nim4.corpus.manifest import check_splits
 from nim4.decode.encoder import ENCODER_FRAME_MS
 
 NGRAMS = {"ctc_greedy": ("none",), "ctc_beam": ("words", "phones"), "ctc_graph": ("none", "words", "phones"), "llm": ("none",)}
@@ -40,3 +41,11 @@ def read_decode_config(name: str) -> DecodeConfig:
     if config.left_context_chunks < 0:
         raise RecipeError(f"{path}: left_context_chunks", expected="0 or more", found=config.left_context_chunks, fix="for example 4")
     return config
+
+
+def check_closed(closed: list[str], sets: list[str], units: Path, lexicon: Path | None) -> set[str]:
+    """The closed sets that are decoded now. Raises RecipeError when they need a word list that is not given, or one is no set of `units`."""
+    check_splits("--closed", closed, units)  # whether in --test or not: run.sh gives all closed sets of a corpus
+    if (wanted := set(closed) & set(sets)) and lexicon is None:
+        raise RecipeError("--lexicon", expected="the word list of the closed sets", found="none", fix="add --lexicon FILE, or leave out --closed")
+    return wanted
