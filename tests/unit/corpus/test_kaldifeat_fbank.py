@@ -1,11 +1,13 @@
-"""kaldifeat against our features, where it is installed, and what is told where it is not."""
+"""Our features against kaldifeat's (kaldifeat_golden.safetensors), and kaldifeat itself where it is installed."""
 
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nim4.config import RecipeError
 from nim4.corpus import kaldifeat_fbank
@@ -13,6 +15,7 @@ from nim4.corpus.feats import Fbank
 from nim4.corpus.kaldifeat_fbank import KaldifeatFbank
 from utils import check_env
 
+MADE = load_file(Path(__file__).with_name("kaldifeat_golden.safetensors"))
 with_kaldifeat = pytest.mark.skipif(importlib.util.find_spec("kaldifeat") is None, reason="kaldifeat is not installed")
 
 
@@ -23,6 +26,12 @@ def assert_equal(found, expected):
         difference = (found - expected).abs()
         assert difference.max() < 1e-3
         assert difference.mean() < 1e-5
+
+
+def test_our_features_are_kaldifeats():
+    found = Fbank().extract(MADE["samples"].float() / 32768)
+    assert len(found) == 38
+    assert_equal(found, MADE["frames"])
 
 
 @with_kaldifeat
