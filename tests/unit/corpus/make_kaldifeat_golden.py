@@ -2,7 +2,7 @@
 
     python tests/unit/corpus/make_kaldifeat_golden.py
 
-It was made with kaldifeat 1.24, built for torch 2.13.0.
+It was made with kaldifeat 1.24, built from its source for torch 2.13.0, on a CPU.
 """
 
 import sys
