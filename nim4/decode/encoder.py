@@ -11,10 +11,12 @@ from torch import Tensor
 from nim4.config import DecodeConfig
 from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, Fbank, StreamingFbank, checked_samples
 from nim4.decode.together import Work, alone
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, ConformerState, Context, valid_mask
+from nim4.model.conformer import SUBSAMPLING, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
+from nim4.model.zipformer import ZipformerState
 
 ENCODER_FRAME_MS = 40
+State = ConformerState | ZipformerState
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Encode:
     """A chunk that is to be encoded.
 
     Attributes:
-        features: (T, 80) float32, on the CPU; T is 4 S + 3, or less at the end of a stream.
+        features: (T, 80) float32, on the CPU; T is 4 S and the encoder's look-ahead, or less at the end of a stream.
         num_frames: S.
         state: of its stream.
     """
@@ -61,23 +63,23 @@ class Encode:
     model: PhonemeModel
     features: Tensor
     num_frames: int
-    state: ConformerState
+    state: State
 
     @property
     def kind(self) -> Hashable:
         """What can be done together."""
-        return Encode, self.model, self.num_frames, self.state.keys.shape
+        return Encode, self.model, self.num_frames, self.state.shape
 
     @staticmethod
-    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, ConformerState]]:
+    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, State]]:
         """What comes of each, and the state behind it."""
-        model, wanted = chunks[0].model, SUBSAMPLING * chunks[0].num_frames + LOOKAHEAD_FRAMES
+        model, wanted = chunks[0].model, SUBSAMPLING * chunks[0].num_frames + chunks[0].model.encoder.lookahead_frames
         x = torch.stack([torch.nn.functional.pad(chunk.features, (0, 0, 0, wanted - len(chunk.features))) for chunk in chunks])
         x = model.normalise(x.to(model.mean.device))
         lens = [len(chunk.features) for chunk in chunks]
-        if min(lens) < wanted:  # zeros stand for the mean, as behind a whole utterance
-            x = x.masked_fill(~valid_mask(torch.tensor(lens, device=x.device), wanted)[..., None], 0.0)
-        frames, state = model.encoder.forward_chunk(x, ConformerState.join([chunk.state for chunk in chunks]))
+        if min(lens) < wanted:  # as behind a whole utterance
+            x = x.masked_fill(~valid_mask(torch.tensor(lens, device=x.device), wanted)[..., None], model.encoder.pad_value)
+        frames, state = model.encoder.forward_chunk(x, type(chunks[0].state).join([chunk.state for chunk in chunks]))
         made = zip(frames.split(1), model.head(frames).cpu(), state.split(), strict=True)
         return [(Chunk(own, log_probs), state) for own, log_probs, state in made]
 
@@ -89,8 +91,8 @@ class StreamingEncoder:
         model: in evaluation mode.
         context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
 
-    An encoder chunk of C frames needs 4 C + 3 feature frames, so it can be encoded 30 ms of audio (and half a window) after its end;
-    `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is done, and the result is the
+    An encoder chunk of C frames needs 4 C feature frames and the encoder's look-ahead, so it can be encoded 30 ms of audio (Zipformer: 130 ms)
+    and half a window after its end; `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is done, and the result is the
     same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for nim4/decode/together.py.
     """
 
@@ -101,7 +103,7 @@ class StreamingEncoder:
         self._features = torch.zeros(0, model.config.encoder.num_mel_bins)
         self._state = model.encoder.initial_state(1, context)
         self._samples = torch.zeros(0)
-        num_features = SUBSAMPLING * context.chunk_frames + LOOKAHEAD_FRAMES
+        num_features = SUBSAMPLING * context.chunk_frames + model.encoder.lookahead_frames
         self._wanted = (num_features - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - LEFT_MIRROR_SAMPLES  # samples of the next chunk
         self._finished = False
         self._last = BLANK
@@ -151,7 +153,7 @@ class StreamingEncoder:
         self._features = torch.cat([self._features, self._fbank.done(frames)])
 
     def _encode(self, num_frames: int) -> Work[Chunk]:
-        features = self._features[: SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES]
+        features = self._features[: SUBSAMPLING * num_frames + self._model.encoder.lookahead_frames]
         chunk, self._state = yield Encode(self._model, features, num_frames, self._state)
         self._features = self._features[SUBSAMPLING * num_frames :]
         labels = chunk.log_probs.argmax(-1).tolist()
