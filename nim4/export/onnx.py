@@ -43,10 +43,12 @@ class Step(nn.Module):
     Attributes:
         examples: name -> an input, in their order.
         outputs: names; `new_NAME` is what the input NAME is in the next chunk.
+        batch_axes: of inputs and outputs, the axis that may have any length; the examples have two streams. None of one stream alone.
     """
 
     examples: dict[str, Tensor]
     outputs: list[str]
+    batch_axes: dict[str, int]
 
 
 class StreamingStep(Step):
@@ -70,6 +72,7 @@ class StreamingStep(Step):
         self._axes = {name: _batch_axis(part, parts_of(two)[name]) for name, part in parts_of(one).items()}
         self.examples = {first: torch.zeros(2, *shape), "x_lens": torch.full((2, 1), self.num_features), **self.outside(two)}
         self.outputs = ["frames", *(("top_log_probs", "top_ids") if top else ("log_probs",)), *(f"new_{name}" for name in self._axes)]
+        self.batch_axes = dict.fromkeys((*self.examples, *self.outputs), 0)
 
     def outside(self, state: Any) -> dict[str, Tensor]:
         """The state of an encoder as tensors of the graph: batch first, and at least one axis more."""
@@ -160,12 +163,11 @@ def facts_of(model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool
     return {name: str(value) for name, value in facts.items()}
 
 
-def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bool = True, opset: int = OPSET) -> None:
+def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, opset: int = OPSET) -> None:
     """Writes what a step computes as an ONNX file.
 
     Args:
         facts: the metadata.
-        batched: the first axis of every tensor may have any length; all other sizes are those of the examples.
     Raises:
         RecipeError: if the opset cannot be written.
 
@@ -179,7 +181,7 @@ def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bo
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: that sizes become constants, which is what we want
         traced = Path(folder) / path.name  # weights of more than 2 GB come in many files, which are one in the end
-        axes = {name: {0: "batch"} for name in (*step.examples, *step.outputs)} if batched else None
+        axes = {name: {axis: "batch"} for name, axis in step.batch_axes.items()}
         torch.onnx.export(
             step,
             tuple(step.examples.values()),
@@ -194,7 +196,7 @@ def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bo
         made = step(*step.examples.values())
     for output, tensor in zip(graph.graph.output, made, strict=True):  # tracing leaves names for sizes that it could not follow
         for axis, (size, number) in enumerate(zip(output.type.tensor_type.shape.dim, tensor.shape, strict=True)):
-            if axis or not batched:
+            if axis != step.batch_axes.get(output.name):
                 size.dim_value = number
     graph.producer_name, graph.producer_version = "nim4", __version__
     onnx.helper.set_model_props(graph, dict(facts))

@@ -90,8 +90,9 @@ def check_graph(step: Step, path: Path, *, tolerance: float = TOLERANCE) -> floa
     """
     session, generator = open_graph(path), torch.Generator().manual_seed(0)
     first, outputs, inputs = next(iter(step.examples)), step.outputs, dict(step.examples)
-    if session.get_inputs()[0].shape[0] == "batch":  # not the number of streams that the graph was made with
-        inputs = {name: torch.cat([tensor, tensor[:1]]) for name, tensor in inputs.items()}
+    for name, axis in step.batch_axes.items():  # not the number of streams that the graph was made with
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], inputs[name].narrow(axis, 0, 1)], axis)
     shape = inputs.pop(first).shape
     state = [name for name in inputs if f"new_{name}" in outputs]
     inputs |= {name: torch.zeros_like(inputs[name]) for name in state}
