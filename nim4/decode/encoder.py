@@ -92,8 +92,9 @@ class StreamingEncoder:
         context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
 
     An encoder chunk of C frames needs 4 C feature frames and the encoder's look-ahead, so it can be encoded 30 ms of audio (Zipformer: 130 ms)
-    and half a window after its end; `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is done, and the result is the
-    same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for nim4/decode/together.py.
+    and half a window after its end; `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is
+    done, and the result is the same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for
+    nim4/decode/together.py.
     """
 
     def __init__(self, model: PhonemeModel, context: Context):
