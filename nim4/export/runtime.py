@@ -31,7 +31,7 @@ def open_graph(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's kinds of errors share no base class of their own
         expected = f"a graph that onnxruntime {onnxruntime.__version__} runs"
         raise RecipeError(
-            path, expected=expected, found=str(error)[:300], fix="export it again with another --opset, or update onnxruntime"
+            path, expected=expected, found=str(error).rpartition(") ")[2][:300], fix="export it again with another --opset, or update onnxruntime"
         ) from error
 
 

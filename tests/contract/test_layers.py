@@ -14,6 +14,7 @@ BELOW["model"] = BELOW["corpus"] | {"corpus"}
 BELOW["decode"] = BELOW["model"] | {"model"}
 BELOW["score"] = BELOW["decode"] | {"decode"}
 BELOW["train"] = BELOW["score"] | {"score"}
+BELOW["export"] = BELOW["decode"] | {"decode"}
 BELOW["serve"] = BELOW["score"] | {"score"}
 BELOW["baseline"] = BELOW["report"] = BELOW["corpus"] | {"corpus", "score"}
 

@@ -116,6 +116,18 @@ def test_attention_ends_at_the_left_context():
     assert difference[24:].max() == 0
 
 
+def test_a_padded_last_chunk_is_as_a_short_one(encoder):
+    _, state = stream(encoder, noise_batch([64]).x, Context(8, 2))
+    x = noise_batch([35], seed=1).x
+    for own in (1, 5, 8):
+        short = x[:, : SUBSAMPLING * own + LOOKAHEAD_FRAMES].clone()
+        short[:, SUBSAMPLING * own :] = 0.0
+        padded = torch.cat([short, torch.zeros(1, 35 - short.shape[1], 80)], 1)
+        valid = torch.arange(8)[None] < own
+        expected, _ = encoder.forward_chunk(short, state)
+        torch.testing.assert_close(encoder.forward_chunk(padded, state, valid)[0][:, :own], expected, atol=1e-5, rtol=0)
+
+
 def test_chunk_mask():
     mask = chunk_mask(6, Context(2, 1), torch.device("cpu")).int().tolist()
     assert mask == [[1, 1, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0]] * 2 + [[0, 0, 1, 1, 1, 1]] * 2
