@@ -165,7 +165,7 @@ def test_a_graph_that_the_runtime_cannot_run(graphs, tmp_path):
     graph.opset_import[0].version = 99
     path = tmp_path / "new.onnx"
     path.write_bytes(graph.SerializeToString())
-    with pytest.raises(RecipeError, match=r"new\.onnx: expected a graph that onnxruntime .* runs, found .*opset 99"):
+    with pytest.raises(RecipeError, match=r"new\.onnx: expected a graph that onnxruntime .* runs, found .*Opset 99"):
         open_graph(path)
     path.write_bytes(graphs[False].read_bytes()[:1000])
     with pytest.raises(RecipeError, match=r"new\.onnx: expected a graph"):
