@@ -14,7 +14,14 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 # where the module's name is not the package's
-MODULES = {"pyyaml": "yaml", "pyahocorasick": "ahocorasick", "pytest-xdist": "xdist", "opentelemetry-api": "opentelemetry", "WeTextProcessing": "tn"}
+MODULES = {
+    "pyyaml": "yaml",
+    "sherpa-onnx-core": "sherpa_onnx",
+    "pyahocorasick": "ahocorasick",
+    "pytest-xdist": "xdist",
+    "opentelemetry-api": "opentelemetry",
+    "WeTextProcessing": "tn",
+}
 TORCH_RANGE = ((2, 11), (2, 13))  # first and last minor version that is accepted
 
 

@@ -15,6 +15,7 @@ BELOW["decode"] = BELOW["model"] | {"model"}
 BELOW["score"] = BELOW["decode"] | {"decode"}
 BELOW["train"] = BELOW["score"] | {"score"}
 BELOW["published"] = BELOW["train"] | {"train"}
+BELOW["export"] = BELOW["decode"] | {"decode"}
 BELOW["serve"] = BELOW["score"] | {"score"}
 BELOW["baseline"] = BELOW["report"] = BELOW["corpus"] | {"corpus", "score"}
 

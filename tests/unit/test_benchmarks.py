@@ -623,3 +623,13 @@ def test_a_load_that_breaks_a_promise_is_told(load):
     mixed.seen.lost, mixed.seen.lag = 2, [61.0]
     module.mixed_rows(mixed, {"sessions": 1, "uploads": 0, "model_jobs": 0}, {})
     assert sorted(mixed.broken) == ["1 orphans", "2 lost final texts", "a lag of 61.00 s", "memory grown to 2000.0 %"]
+
+
+def test_exported_encoders(benchmark, trained, units):
+    options = ["--chunk-ms", 640, "--runtimes", "onnxruntime"]
+    rows = benchmark("exported", "--model", trained, "--manifest", units / "test.jsonl.gz", "--limit", 2, *options)["rows"]
+    assert [row["runtime"] for row in rows] == ["pytorch", "onnxruntime"]
+    assert all(row["rtf"] > 0 and row["memory_mb"] >= 0 and row["same_phones_percent"] == 100 for row in rows)
+    assert rows[0]["per_percent"] == rows[1]["per_percent"]
+    with pytest.raises(RecipeError, match="--chunk-ms: expected multiples of 40, found 50"):
+        benchmark("exported", "--model", trained, "--chunk-ms", 50)

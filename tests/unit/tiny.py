@@ -67,10 +67,10 @@ def tiny_model(vocab_size=6, seed=0, **encoder):
     return model
 
 
-def tiny_zipformer(vocab_size=6, seed=0):
+def tiny_zipformer(vocab_size=6, seed=0, **encoder):
     """The same with a Zipformer, whose layers do more than they do at first."""
     torch.manual_seed(seed)
-    model = PhonemeModel(ModelConfig(build(ZipformerConfig, ZIPFORMER, "tiny"), vocab_size)).eval()
+    model = PhonemeModel(ModelConfig(build(ZipformerConfig, ZIPFORMER | encoder, "tiny"), vocab_size)).eval()
     with torch.no_grad():
         for name, parameter in model.encoder.named_parameters():
             if name.endswith("out_proj.weight"):
