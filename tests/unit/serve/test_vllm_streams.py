@@ -164,13 +164,12 @@ def test_frames_of_another_model_are_refused_and_the_stream_goes_on(folder, mode
 def test_an_utterance_that_is_too_long_is_refused_before_it_is_heard(folder, model):
     async def run():
         stream = await engine_of(folder, model, max_tokens=200).open()
+        await stream.append(FRAMES, 1)
         with pytest.raises(ValueError, match="at most 200 tokens"):
-            for _ in range(100):
-                await stream.append(FRAMES, 1)
-        return stream.counts.speech_tokens, await stream.final()
+            await stream.append(FRAMES.repeat(10, 1), 2)
+        return await stream.final()
 
-    heard_tokens, final = asyncio.run(run())
-    assert final.counts.speech_tokens == heard_tokens > 4
+    assert asyncio.run(run()).counts.speech_tokens == 4
 
 
 def test_a_stream_that_is_still_makes_room_and_comes_back_with_the_same_text(folder, model):
