@@ -1,6 +1,6 @@
 """The door to vLLM: an engine of its own process that reads our model folders, and the two kinds of requests that streams make.
 
-Written for vLLM 0.32, whose names change from release to release; see docs/deployment.md for the versions.
+Written for vLLM 0.32, whose names change from release to release; docs/vllm.md has the versions.
 """
 
 import asyncio
@@ -17,12 +17,14 @@ from nim4.config import RecipeError
 from nim4.corpus.manifest import MAX_DURATION_S
 from nim4.model.asr import LLM_FOLDER, read_speech_llm_config
 
-INSTALL = "utils/check_vllm.sh --install, see docs/deployment.md"
+INSTALL = "see docs/vllm.md"
 ENTRY_POINT = "vllm.general_plugins"
 FORMAT = "nim4"  # vLLM's --config-format, under which nim4/serve/vllm_plugin.py reads our folders
 MAX_ITEMS = round(MAX_DURATION_S / 0.16) + 1  # of a request: one embedding each, for as long as an utterance may be
 MAX_APPENDED_TOKENS = 8  # ours: of a chunk of 1.28 s; what open requests have sent last stays in vLLM's cache of embeddings
 MIN_BATCHED_TOKENS = 4096  # ours: of a pass; room for the embeddings of a stream that comes back, or of a whole recording
+
+CPU_BLOCK_SIZE = 32  # tokens: the least it can have there; by default it is 128, and a text reads half a block again. On GPUs it is 16
 
 
 class EngineLost(Exception):
@@ -131,6 +133,7 @@ class VllmClient:
             max_num_seqs=2 * settings.max_streams,  # an open request and a text of each
             max_num_batched_tokens=max(MIN_BATCHED_TOKENS, settings.max_tokens, MAX_APPENDED_TOKENS * settings.max_streams),
             enable_prefix_caching=True,
+            block_size=CPU_BLOCK_SIZE if cpu else None,
             limit_mm_per_prompt={"audio": MAX_ITEMS},
             mm_processor_cache_gb=settings.cache_gb,
             gpu_memory_utilization=settings.memory_share,
