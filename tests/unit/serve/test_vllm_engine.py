@@ -26,6 +26,7 @@ from nim4.serve.vllm_engine import VllmEngine
 
 pytest.importorskip("vllm")
 PREFIX_TOKENS, BLOCK = 64, 32
+AFTER_A_MISTAKE = 8  # tokens that are written behind a wrong draft before vLLM has been told to stop
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +70,14 @@ def test_texts_are_those_of_our_engine_and_nothing_is_read_twice(engine, model, 
     texts, done = counted(run, engine, heard(engine, model, samples, hints))
     ours = on_our_engine(model, samples, hints)
     assert [text.text for text in texts] == [own.text for own in ours]
+    assert len({text.text for text in texts}) > 2
     assert [(text.revision, text.settled_chars) for text in texts] == [(own.revision, own.settled_chars) for own in ours]
     counts = texts[-1].counts
     assert counts.accepted == ours[-1].counts.accepted
     assert counts.speech_tokens == ours[-1].counts.speech_tokens
     assert counts.appended_tokens <= PREFIX_TOKENS + counts.speech_tokens
-    again = counts.prompt_tokens - counts.cached_tokens
-    assert done["tokens"] == counts.appended_tokens + again + counts.written_tokens - num_requests(texts)
+    read = counts.appended_tokens + counts.prompt_tokens - counts.cached_tokens + counts.written_tokens - num_requests(texts)
+    assert read <= done["tokens"] <= read + AFTER_A_MISTAKE * (counts.accepted < counts.drafted)
     assert done["adapted_items"] == len(ours)  # each chunk once; texts none
 
 
