@@ -79,7 +79,7 @@ class Answer:
 
     Attributes:
         accepted: tokens of the draft that the answer begins with.
-        ids: of the answer behind them, its end included.
+        ids: of the answer behind them, its end included; none where the draft could not be verified.
         prompt_tokens: of the request; `cached_tokens` of them had not to be read again.
     """
 
@@ -185,7 +185,10 @@ class VllmClient:
                 async for output in outputs:
                     if not checked and output.prompt_logprobs is not None:
                         checked = True
-                        best = [_first_choice(row) for row in output.prompt_logprobs[-len(draft) :]]  # of cached tokens there is none
+                        num_read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                        if num_read <= len(draft):  # vLLM has no choices for what it found read, as when a text is asked for once more
+                            return Answer(0, [], len(output.prompt_token_ids), output.num_cached_tokens)
+                        best = [_first_choice(row) for row in output.prompt_logprobs[-len(draft) :]]
                         accepted = next((place for place, token in enumerate(draft) if token != best[place]), len(draft))
                         if accepted < len(draft):
                             return Answer(accepted, [best[accepted]], len(output.prompt_token_ids), output.num_cached_tokens or 0)

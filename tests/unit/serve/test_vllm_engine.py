@@ -117,6 +117,19 @@ def test_a_partial_reads_a_block_and_its_own_ids_and_sends_no_frames(engine, mod
     assert [feature.data for feature in request.mm_features] == [None] * 12
 
 
+def test_a_draft_that_was_read_before_is_not_taken_for_verified(engine, run):
+    async def texts():
+        stream = await engine.open()
+        await stream.append(torch.randn(16, engine.frame_dim, generator=torch.Generator().manual_seed(4)), 1)
+        suffix, wrong = engine.prompt.suffix(), [65, 66, 67] * (2 * BLOCK)
+        written = [await stream._write(suffix, draft, 210) for draft in (wrong, wrong, [])]
+        await stream.close()
+        return written
+
+    (first, _), (second, _), (plain, _) = run(texts())
+    assert first == second == plain
+
+
 def test_tenants_share_nothing(engine, run):
     async def first_chunk(tenant, seed):
         stream = await engine.open(tenant)
