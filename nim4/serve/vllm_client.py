@@ -196,6 +196,8 @@ class VllmClient:
                 await outputs.aclose()
         if output is None or output.outputs[0].finish_reason == "abort":
             raise RuntimeError("the stream has ended")
+        if not checked:
+            raise RuntimeError("vLLM gave no choices for the prompt, so that the draft is not verified")
         return Answer(len(draft), list(output.outputs[0].token_ids), len(output.prompt_token_ids), output.num_cached_tokens or 0)
 
     def session(self, name: str) -> "VllmSession":
