@@ -229,9 +229,12 @@ class ChunkConvolution(nn.Module):
         y = self.depthwise(windows).unflatten(0, (-1, num_chunks)).transpose(1, 2).flatten(2)
         return self.finish(y[..., :num_frames])
 
-    def forward_chunk(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """One chunk (B, C, D) after `cache` (B, E, K // 2) -> output (B, C, D) and the next cache."""
-        x = torch.cat([cache, self.gate(x)], dim=-1)
+    def forward_chunk(self, x: Tensor, cache: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One chunk (B, C, D) after `cache` (B, E, K // 2) -> output (B, C, D) and the next cache; frames outside `valid` (B, C) count as zeros."""
+        x = self.gate(x)
+        if valid is not None:
+            x = x.masked_fill(~valid[:, None], 0.0)
+        x = torch.cat([cache, x], dim=-1)
         return self.finish(self.depthwise(F.pad(x, (0, self.reach)))), x[..., x.shape[-1] - self.reach :]
 
 
@@ -254,14 +257,14 @@ class ConformerBlock(nn.Module):
         return self.norm(x)
 
     def forward_chunk(
-        self, x: Tensor, rotation: Rotation, mask: Tensor, keys: Tensor, values: Tensor, conv: Tensor
+        self, x: Tensor, rotation: Rotation, mask: Tensor, keys: Tensor, values: Tensor, conv: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One chunk; returns the output and the next keys, values and convolution cache of the same sizes."""
         x = x + 0.5 * self.ffn1(x)
         query, key, value = self.attention.project(x)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
         x = x + self.attention.attend(query, key, value, rotation, mask)
-        y, conv = self.conv.forward_chunk(x, conv)
+        y, conv = self.conv.forward_chunk(x, conv, valid)
         x = x + y
         x = x + 0.5 * self.ffn2(x)
         left = keys.shape[2]
@@ -316,13 +319,15 @@ class Conformer(nn.Module):
             filled=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
         )
 
-    def forward_chunk(self, x: Tensor, state: ConformerState) -> tuple[Tensor, ConformerState]:
+    def forward_chunk(self, x: Tensor, state: ConformerState, valid: Tensor | None = None) -> tuple[Tensor, ConformerState]:
         """The next chunk of each stream.
 
         Args:
             x: (B, 4 C + 3, 80) float, normalised features of C encoder frames and 3 frames of look-ahead; at the end of a
                 stream zeros stand for the missing ones. C is the context's chunk size, or less in the last chunk.
             state: the caches after the chunk before; left unchanged.
+            valid: (B, C) bool, for last chunks that were padded to C frames: a stream's own frames, from the first on, at least one; they come
+                out as from a chunk of their number. None = all.
         Returns:
             (B, C, D) encoder frames, and the caches for the next chunk.
         """
@@ -331,11 +336,12 @@ class Conformer(nn.Module):
         x = self.subsampling(x)
         num_frames, left = x.shape[1], state.keys[0].shape[2]
         cached = torch.arange(left, device=x.device) >= left - state.filled[:, None]  # (B, left)
-        mask = torch.cat([cached, cached.new_ones(x.shape[0], num_frames)], dim=1)[:, None, None]
+        own = cached.new_ones(x.shape[0], num_frames) if valid is None else valid
+        mask = torch.cat([cached, own], dim=1)[:, None, None]
         rotation = Rotation.of(left + num_frames, self.config.dim // self.config.num_heads, x.device)
         keys, values, conv = [], [], []
         for block, *caches in zip(self.blocks, state.keys, state.values, state.conv, strict=True):
-            x, key, value, conv_inputs = block.forward_chunk(x, rotation, mask, *caches)
+            x, key, value, conv_inputs = block.forward_chunk(x, rotation, mask, *caches, valid)
             keys.append(key)
             values.append(value)
             conv.append(conv_inputs)

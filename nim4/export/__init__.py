@@ -1,0 +1,1 @@
+"""Models for other runtimes: ONNX Runtime and sherpa-onnx. See docs/export.md."""
