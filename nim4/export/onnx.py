@@ -55,7 +55,9 @@ class StreamingStep(nn.Module):
         self._state = type(one)
         # The axis of the batch in each field of the state: the one along which two streams take more than one.
         self._axes = {
-            field.name: next(axis for axis, (a, b) in enumerate(zip(getattr(one, field.name).shape, getattr(two, field.name).shape, strict=True)) if a != b)
+            field.name: next(
+                axis for axis, (a, b) in enumerate(zip(getattr(one, field.name).shape, getattr(two, field.name).shape, strict=True)) if a != b
+            )
             for field in dataclasses.fields(one)
         }
         self.examples = {first: torch.zeros(2, *shape), "x_lens": torch.full((2, 1), self.num_features), **self.outside(two)}

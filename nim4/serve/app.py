@@ -27,7 +27,7 @@ from nim4.model.asr import load_speech_llm
 from nim4.serve import steady
 from nim4.serve.limits import Gate, Limits, Refused, check_origin, read_keys
 from nim4.serve.realtime import Connection
-from nim4.serve.service import Service
+from nim4.serve.service import Reception, Service
 from nim4.serve.settings import about
 from nim4.serve.uploads import transcription
 from nim4.serve.web_page import INDEX, page_answer, read_page
@@ -38,7 +38,7 @@ PATHS = ("/", "/v1/audio/transcriptions", "/v1/realtime", "/v1/about", "/metrics
 log = logging.getLogger("nim4")
 
 
-def make_app(service: Service, gate: Gate, origins: Sequence[str] = ()) -> FastAPI:
+def make_app(service: Reception, gate: Gate, origins: Sequence[str] = ()) -> FastAPI:
     """The routes of a server.
 
     Args:
@@ -96,7 +96,7 @@ def answer(refused: Refused) -> Response:
 class Guard:
     """Stands before all routes: turns away what may not come in, limits bodies, counts answers."""
 
-    def __init__(self, app: ASGIApp, service: Service, gate: Gate):
+    def __init__(self, app: ASGIApp, service: Reception, gate: Gate):
         self._app, self._service, self._gate = app, service, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,7 +188,7 @@ def open_port(host: str, port: int) -> sockets.socket:
 class Server(uvicorn.Server):
     """Uvicorn, which on SIGTERM and SIGINT lets streams finish first; a second signal ends it at once."""
 
-    def __init__(self, app: FastAPI, service: Service):
+    def __init__(self, app: FastAPI, service: Reception):
         limits = service.limits
         pings = {"ws_ping_interval": limits.ping_s, "ws_ping_timeout": limits.ping_s, "ws_max_size": limits.max_message_bytes}
         quiet = {"log_config": None, "access_log": False, "log_level": "warning"}

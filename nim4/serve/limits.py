@@ -82,6 +82,10 @@ class Refused(Exception):
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 
+class Busy(Exception):
+    """There is too much to do, or something that is needed is not there: it may go better later."""
+
+
 def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) -> list[str]:
     """The keys that are accepted: lines of a file (empty ones and # comments are passed over), or NIM4_API_KEYS, separated by commas.
 
