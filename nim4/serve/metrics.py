@@ -16,6 +16,8 @@ COUNTERS = {
     "finals_total": "final texts sent",
     "errors_total": "error events sent in streams, by code",
     "aborted_total": "utterances given up before their final text, whose memory was freed",
+    "no_room_total": "texts and chunks for which an engine had no room; of a gateway",
+    "streams_moved_total": "utterances that went on in another engine; of a gateway",
     "replicas_lost_total": "servers and engines that failed, by part; of a gateway",
     "chunks_again_total": "chunks that another server or engine had to read again, by part; of a gateway",
 }

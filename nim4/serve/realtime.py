@@ -28,7 +28,7 @@ from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.corpus.manifest import MAX_DURATION_S
 from nim4.decode.listening import Cutter, Step
 from nim4.decode.streaming import Hypothesis, Job
-from nim4.serve.limits import Busy, Refused
+from nim4.serve.limits import Busy, Refused, tenant_of
 from nim4.serve.service import Reception, Session
 from nim4.serve.settings import StreamSettings, TurnDetection, changed
 
@@ -253,7 +253,7 @@ class Connection:
         if start is not None:
             await self._send("input_audio_buffer.speech_started", item_id=item_id, audio_start_ms=_ms(start))
             await self._send("speech_started", item_id=item_id, audio_s=_ms(start) / 1000)
-        session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms)
+        session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms, tenant_of(self._socket.scope))
         self._utterance = Utterance(item_id, session, MAX_UTTERANCE_SAMPLES if start is None else None, settings.punctuation)
         return self._utterance
 

@@ -33,7 +33,8 @@ from nim4.serve.model_thread import ModelThread
 
 MODEL_NAME = "nim4-asr"
 CHUNKS_MS = (160, 320, 640, 1280)  # whole embeddings of speech; paper, section 3.6: 640
-LEFT_MS = DEPLOYED.chunk_frames * DEPLOYED.left_chunks * ENCODER_FRAME_MS  # what the encoder sees before a chunk, whatever its size
+DEPLOYED_MS = DEPLOYED.chunk_frames * ENCODER_FRAME_MS
+LEFT_MS = DEPLOYED_MS * DEPLOYED.left_chunks  # what the encoder sees before a chunk, whatever its size
 
 RESERVED_TOKENS = 512  # of a stream on a GPU: 20 s of speech, ten hints, and their text
 
@@ -79,17 +80,20 @@ class Reception:
         self.streams: set[Stream] = set()
         self.draining = self.ending = False  # nothing new is taken; what is going on ends now
         self._thread = ModelThread(lambda num_sessions: self.metrics.observe("step_sessions", num_sessions))
-        self._ears = ModelThread()
+        self._ears_thread = ModelThread()
         self._one_upload = asyncio.Semaphore(1)
         self.one_reader = asyncio.Semaphore(1)  # of uploads, which take memory while they are unpacked
 
     def close(self) -> None:
         """Ends the threads; what waits there is forgotten."""
         self._thread.shutdown()
-        self._ears.shutdown()
+        self._ears_thread.shutdown()
 
     async def start(self) -> None:
         """To be called in the event loop that serves, before the first client."""
+
+    async def stop(self) -> None:
+        """To be called there, after the last one."""
 
     async def run(self, work: Callable[..., Result], *args: Any) -> Result:
         """Runs a function in the model thread. If the caller is cancelled while it waits there, it does not run."""
@@ -104,7 +108,7 @@ class Reception:
 
     async def listen(self, work: Work[Result]) -> Result:
         """Looks for speech in the thread for that, together with others."""
-        return await asyncio.wrap_future(self._ears.do(work))
+        return await asyncio.wrap_future(self._ears_thread.do(work))
 
     def index(self, name: Any) -> HotwordIndex | None:
         """The index of this name; None for None. Raises Refused when there is none."""
@@ -184,7 +188,7 @@ class Service(Reception):
     def _warm_up(self) -> None:
         for name in (None, *self.indexes):
             alone(Transcriber(self._model, self._inventory, hotwords=self.index(name), rows=self._rows).decoding(NOISE, (0, len(NOISE))))
-            session = self._recogniser(name, DEPLOYED.chunk_frames * ENCODER_FRAME_MS).session()
+            session = self._recogniser(name, DEPLOYED_MS).session()
             session.append(NOISE)
             session.partial()
             session.finalize()
@@ -218,7 +222,9 @@ class Service(Reception):
             self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index), rows=self._rows)
         return self._recognisers[key]
 
-    async def segments(self, samples: np.ndarray, hotwords: Sequence[str], index: str | None, with_words: bool) -> AsyncIterator[Segment]:
+    async def segments(
+        self, samples: np.ndarray, hotwords: Sequence[str], index: str | None, with_words: bool, tenant: str = ""
+    ) -> AsyncIterator[Segment]:
         """The segments of a whole recording, (N,) float32 in [-1, 1] at 16 kHz, as they are recognised; others have a turn between them.
 
         Raises:
@@ -227,7 +233,7 @@ class Service(Reception):
         given = {"hotwords": self.index(index), "given": hotwords, "vad": self.vad, "with_words": with_words, "rows": self._rows}
         transcriber = Transcriber(self._model, self._inventory, **given)
         pieces = transcriber.places(samples)
-        while (places := await asyncio.wrap_future(self._ears.submit(next, pieces, None))) is not None:
+        while (places := await asyncio.wrap_future(self._ears_thread.submit(next, pieces, None))) is not None:
             for place in places:
                 async with self._one_upload:
                     segment: Segment = await self._awaited(self._thread.do(transcriber.decoding(samples, place)))

@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nim4.model.checkpoint import WEIGHTS, read_model_config
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING
 from nim4.serve.limits import Busy
 from nim4.serve.metrics import Metrics
+from nim4.serve.service import CHUNKS_MS, DEPLOYED_MS
 from nim4.stage import file_hash
 
 SCHEME = "grpc://"
@@ -76,19 +77,22 @@ class TritonEncoder:
     Args:
         addresses: of the servers, as grpc://HOST:PORT, separated by commas.
         folder: model folder; the servers must have been given the same.
+    Attributes:
         metrics: of the gateway.
+        chunks_ms: sizes of chunks for which the servers have a model; known after `check`.
     Raises:
         RecipeError: if an address is none, tritonclient is not installed, or the folder is no model folder.
     """
 
-    def __init__(self, addresses: str, folder: Path, metrics: Metrics):
+    def __init__(self, addresses: str, folder: Path):
         self.replicas = [Replica(_checked_address(address.strip())) for address in addresses.split(",")]
         _triton()
         self.config: ModelConfig = read_model_config(folder)[0]
-        self.metrics = metrics
+        self.metrics, self.chunks_ms = Metrics(), [DEPLOYED_MS]
+        self._missing: set[int] = set()  # sizes that some server does not have
         self._folder, self._fingerprint = folder, file_hash(folder / WEIGHTS)
 
-    async def check(self, chunks_ms: Sequence[int]) -> None:
+    async def check(self) -> None:
         """Looks whether at least one server is ready, and all that are have our model; to be called in an event loop of its own.
 
         Raises:
@@ -97,7 +101,9 @@ class TritonEncoder:
         problems = []
         for replica in self.replicas:
             try:
-                await self._check(replica, chunks_ms)
+                await self._check(replica, DEPLOYED_MS)
+                for chunk_ms in set(CHUNKS_MS) - {DEPLOYED_MS}:
+                    await self._look_for(replica, chunk_ms)
             except _triton().InferenceServerException as error:
                 log.warning("%s is not ready: %s", replica.address, error.message())
                 problems.append(f"{replica.address}: {error.message()}")
@@ -106,19 +112,25 @@ class TritonEncoder:
         if len(problems) == len(self.replicas):
             fix = "start tritonserver on what `python -m nim4 export --format triton` wrote, see docs/deployment.md"
             raise RecipeError("--encoder", expected="a Triton server that is ready", found="; ".join(problems), fix=fix)
+        self.chunks_ms = sorted(set(CHUNKS_MS) - self._missing)
 
-    async def _check(self, replica: Replica, chunks_ms: Sequence[int]) -> None:
-        for chunk_ms in chunks_ms:
-            answer = await replica.client.get_model_config(model_name(chunk_ms), as_json=True, client_timeout=ANSWER_S)
-            found = {name: value["string_value"] for name, value in answer["config"].get("parameters", {}).items()}
-            if found.get("fingerprint") != self._fingerprint:
-                own = {"dim": str(self.config.encoder.dim), "vocab_size": str(self.config.vocab_size)}
-                other = ", ".join(f"{name} {found.get(name, 'unknown')} and not {value}" for name, value in own.items() if found.get(name) != value)
-                fix = "export this folder again, or name the folder that was exported as --model"
-                where, expected = f"{replica.address}, {model_name(chunk_ms)}", f"the weights of {self._folder / WEIGHTS}"
-                raise RecipeError(where, expected=expected, found=f"others: {other or 'of the same sizes'}", fix=fix)
-            if not await replica.client.is_model_ready(model_name(chunk_ms), client_timeout=ANSWER_S):
-                raise _triton().InferenceServerException(f"{model_name(chunk_ms)} is not ready")
+    async def _look_for(self, replica: Replica, chunk_ms: int) -> None:
+        try:
+            await self._check(replica, chunk_ms)
+        except _triton().InferenceServerException:
+            self._missing.add(chunk_ms)
+
+    async def _check(self, replica: Replica, chunk_ms: int) -> None:
+        name = model_name(chunk_ms)
+        answer = await replica.client.get_model_config(name, as_json=True, client_timeout=ANSWER_S)
+        found = {key: value["string_value"] for key, value in answer["config"].get("parameters", {}).items()}
+        if found.get("fingerprint") != self._fingerprint:
+            own = {"dim": str(self.config.encoder.dim), "vocab_size": str(self.config.vocab_size)}
+            other = ", ".join(f"{key} {found.get(key, 'unknown')} and not {value}" for key, value in own.items() if found.get(key) != value)
+            expected, fix = f"the weights of {self._folder / WEIGHTS}", "export this folder again, or name the folder that was exported as --model"
+            raise RecipeError(f"{replica.address}, {name}", expected=expected, found=f"others: {other or 'of the same sizes'}", fix=fix)
+        if not await replica.client.is_model_ready(name, client_timeout=ANSWER_S):
+            raise _triton().InferenceServerException(f"{name} is not ready")
         replica.is_checked = True
 
     def stream(self, chunk_ms: int, frame: Callable[[Work[Any]], Awaitable[Any]]) -> "TritonStream":
@@ -130,17 +142,24 @@ class TritonEncoder:
         return TritonStream(self, chunk_ms, frame)
 
     async def pick(self, chunk_ms: int, before: Replica | None) -> Replica:
-        """The server with the fewest streams of ours; another than `before`, if there is one. Raises Busy if none comes back in time."""
+        """The server with the fewest streams of ours, one more from now on; another than `before`, if there is one.
+
+        Raises:
+            Busy: if none comes back in time.
+        """
         end_s = time.monotonic() + PATIENCE_S
         while True:
             there = [replica for replica in self.replicas if replica.away_until_s <= time.monotonic()]
-            for replica in sorted(there, key=lambda replica: (replica is before, replica.streams)):
-                try:
-                    if not replica.is_checked:
-                        await self._check(replica, [chunk_ms])
+            if there:
+                replica = min(there, key=lambda replica: (replica is before, replica.streams))
+                if replica.is_checked:
+                    replica.streams += 1
                     return replica
+                try:
+                    await self._check(replica, chunk_ms)
                 except (RecipeError, _triton().InferenceServerException) as error:
                     self.lost(replica, error)
+                continue
             if time.monotonic() > end_s:
                 raise Busy(f"no server of the encoder is ready: {', '.join(replica.address for replica in self.replicas)}")
             await asyncio.sleep(0.1)
@@ -211,7 +230,6 @@ class TritonStream:
             todo = [features]
             if self._replica is None:
                 self._replica, self._number, todo = await self._encoder.pick(self._chunk_ms, before), secrets.randbits(63) or 1, self._sent
-                self._replica.streams += 1
                 if len(todo) > 1:
                     self._encoder.metrics.count("chunks_again_total", len(todo) - 1, part="encoder")
             begin = len(self._sent) - len(todo)

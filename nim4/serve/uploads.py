@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_recording
 from nim4.decode.recordings import Segment, as_srt, as_vtt, full_text
-from nim4.serve.limits import Limits, Refused
+from nim4.serve.limits import Limits, Refused, tenant_of
 from nim4.serve.service import Reception
 from nim4.serve.settings import checked_language, hints_of
 
@@ -38,7 +38,8 @@ async def transcription(request: Request, service: Reception) -> Response:
     try:
         samples, options = await received(request, service)
         found: list[Segment] = []
-        async for segment in service.segments(samples, options["hotwords"], options["index"], options["with_words"]):
+        how = [options[name] for name in ("hotwords", "index", "with_words")]
+        async for segment in service.segments(samples, *how, tenant_of(request.scope)):
             found.append(segment if options["punctuation"] else segment.unpunctuated())
             if await request.is_disconnected():
                 raise ClientDisconnect
