@@ -18,6 +18,7 @@ stop_stage=13                       # last stage to run
 only=                               # the one stage to run, instead of the two above
 tag=base                            # name of the experiment: results go to EXP_DIR/CORPUS/TAG
 preset=mini                         # size of model and training: local/conf/{model,train}/PRESET.yaml
+encoder=conformer                   # conformer or zipformer, of the preset's size: local/conf/model/PRESET_zipformer.yaml
 set=()                              # KEY=VALUE on top of stage 3's settings, e.g. train.cr_weight=0; of a later one with its name: grpo.train.max_steps=10
 init=                               # model folder that the first training stage starts from, or that decoding reads when none is run
 snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
@@ -105,6 +106,8 @@ elif [ -n "$init" ] && ! stage_selected 11; then
   usage_error "--init" "a stage that trains or decodes" "stages $stage to $stop_stage" "leave it out"
 fi
 model_config=local/conf/model/$preset.yaml train_config=local/conf/train/$preset.yaml
+[[ $encoder =~ ^(conformer|zipformer)$ ]] || usage_error "--encoder" "conformer or zipformer" "'$encoder'" "$(did_you_mean "$encoder" conformer zipformer)"
+[ "$encoder" = conformer ] || model_config=local/conf/model/${preset}_$encoder.yaml
 
 . utils/setup_env.sh
 

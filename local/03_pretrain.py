@@ -133,6 +133,7 @@ def pretrain(
         evaluate=lambda: validate(model, eval_batches(valid_cuts, make, VALID_BATCH_S), peers.device),
         after_step=monitor.after_step,
         on_resume=monitor.resume,
+        before_step=lambda step: not args.init and model.at_step(step) is not None,
     )
     numbers = trainer.run()
     if not peers.is_main:

@@ -1,4 +1,4 @@
-"""What belongs to no stage: `python -m nim4 transcribe --help`, and the same for stream, serve, score, baseline, hotwords, entropy and corpus."""
+"""What belongs to no stage: `python -m nim4 transcribe --help`, and so on for stream, serve, score, baseline, hotwords, entropy, corpus, export."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from nim4 import stage
 from nim4.baseline.__main__ import add_baseline
 from nim4.config import EntropyConfig, RecipeError, VadConfig, load
 from nim4.corpus.__main__ import add_corpus
+from nim4.export.__main__ import add_export
 
 PIECE_S = 0.1  # of audio, that `stream` hears at once
 VAD_SETTINGS = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
@@ -28,7 +29,7 @@ LIMITS = {  # of the server, that its options set
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nim4", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_transcribe, add_stream, add_serve, add_score, add_baseline, add_hotwords, add_entropy, add_corpus):
+    for add in (add_transcribe, add_stream, add_serve, add_score, add_baseline, add_hotwords, add_entropy, add_corpus, add_export):
         add(commands)
     return parser
 

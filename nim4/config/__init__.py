@@ -38,6 +38,7 @@ from nim4.config.settings import (
     SwapConfig,
     TrainConfig,
     VadConfig,
+    ZipformerConfig,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "SwapConfig",
     "TrainConfig",
     "VadConfig",
+    "ZipformerConfig",
     "apply_overrides",
     "as_dict",
     "build",

@@ -90,7 +90,9 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(hint):
             return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        hint = _option(value, [option for option in typing.get_args(hint) if option is not type(None)], where)
+        if dataclasses.is_dataclass(hint):
+            return _coerce(value, hint, where)
         origin = typing.get_origin(hint)
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -108,6 +110,17 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not hint:
         raise RecipeError(where, expected=f"{hint.__name__}", found=repr(value), fix="correct the value")
     return value
+
+
+def _option(value: Any, options: list[Any], where: str) -> Any:
+    """Of several groups of settings the one whose `kind` is the value's; without it the first."""
+    if len(options) == 1 or not isinstance(value, Mapping):
+        return options[0]
+    kinds = {option.kind: option for option in options}
+    kind = value.get("kind", options[0].kind)
+    if kind not in kinds:
+        raise RecipeError(f"{where}: kind", expected=" or ".join(kinds), found=repr(kind), fix="correct the value")
+    return kinds[kind]
 
 
 def load(cls: type[Config], values: Mapping[str, Any], overrides: Sequence[str], where: str) -> Config:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 class ConformerConfig:
     """Shape of the streaming Conformer. The paper gives 80 mel bins, 4x subsampling and about 600 M parameters only."""
 
+    kind: str = "conformer"
     dim: int = 1280  # width D (FireRedASR-AED-L)
     num_blocks: int = 14  # ours: 14 blocks come to the paper's ~600 M
     num_heads: int = 20
@@ -18,6 +19,35 @@ class ConformerConfig:
     subsampling_channels: int = 32
     dropout: float = 0.1
     num_mel_bins: int = 80  # paper, section 3.1
+
+
+@dataclass(frozen=True)
+class ZipformerConfig:
+    """Shape of the Zipformer (arXiv 2310.11230); the defaults are icefall's medium one. Lists have a number for each stack."""
+
+    kind: str = "zipformer"
+    dims: tuple[int, ...] = (192, 256, 384, 512, 384, 256)
+    downsampling: tuple[int, ...] = (1, 2, 4, 8, 4, 2)  # of 50 Hz
+    num_layers: tuple[int, ...] = (2, 2, 3, 4, 3, 2)
+    num_heads: tuple[int, ...] = (4, 4, 4, 8, 4, 4)
+    ffn_dims: tuple[int, ...] = (512, 768, 1024, 1536, 1024, 768)  # of the second feed-forward; the first has 3/4, the third 5/4 of it
+    conv_kernels: tuple[int, ...] = (31, 31, 15, 15, 15, 31)
+    unmasked_dims: tuple[int, ...] = (192, 192, 256, 256, 256, 192)  # channels that every utterance has in training
+    query_head_dim: int = 32
+    value_head_dim: int = 12
+    pos_head_dim: int = 4
+    pos_dim: int = 48
+    causal: bool = True  # can stream; false for icefall's checkpoints that cannot
+    subsampling_channels: tuple[int, int, int] = (8, 32, 128)
+    dropout: float = 0.1  # at last; training begins with three times as much
+    relax_steps: int = 20_000  # training steps in which schedules do what they do in 20,000 of icefall's batches (up to 600 s of audio a GPU)
+    pad_value: float = 0.0  # features behind an utterance: their mean; icefall's checkpoints, whose features are not normalised, know log(1e-10)
+    num_mel_bins: int = 80
+
+    @property
+    def dim(self) -> int:
+        """Width D of what comes out."""
+        return max(self.dims)
 
 
 @dataclass(frozen=True)
@@ -42,7 +72,7 @@ class LlmConfig:
 class ModelConfig:
     """Everything needed to rebuild the network of a checkpoint folder."""
 
-    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    encoder: ConformerConfig | ZipformerConfig = field(default_factory=ConformerConfig)  # by its `kind`
     vocab_size: int = 0  # number of lines in tokens.txt; 0 = taken from the units folder when training starts
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)  # used from stage 4 on
     llm: LlmConfig = field(default_factory=LlmConfig)  # used from stage 4 on

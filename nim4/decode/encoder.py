@@ -20,10 +20,12 @@ from nim4.corpus.feats import (
     checked_samples,
 )
 from nim4.decode.together import Work, alone
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, ConformerState, Context, valid_mask
+from nim4.model.conformer import SUBSAMPLING, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
+from nim4.model.zipformer import ZipformerState
 
 ENCODER_FRAME_MS = 40
+State = ConformerState | ZipformerState
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Encode:
     """A chunk that is to be encoded.
 
     Attributes:
-        features: (T, 80) float32, on the CPU; T is 4 S + 3, or less at the end of a stream.
+        features: (T, 80) float32, on the CPU; T is 4 S and the encoder's look-ahead, or less at the end of a stream.
         num_frames: S.
         state: of its stream.
     """
@@ -70,23 +72,23 @@ class Encode:
     model: PhonemeModel
     features: Tensor
     num_frames: int
-    state: ConformerState
+    state: State
 
     @property
     def kind(self) -> Hashable:
         """What can be done together."""
-        return Encode, self.model, self.num_frames, self.state.keys.shape
+        return Encode, self.model, self.num_frames, self.state.shape
 
     @staticmethod
-    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, ConformerState]]:
+    def together(chunks: Sequence["Encode"]) -> list[tuple[Chunk, State]]:
         """What comes of each, and the state behind it."""
-        model, wanted = chunks[0].model, SUBSAMPLING * chunks[0].num_frames + LOOKAHEAD_FRAMES
+        model, wanted = chunks[0].model, SUBSAMPLING * chunks[0].num_frames + chunks[0].model.encoder.lookahead_frames
         x = torch.stack([torch.nn.functional.pad(chunk.features, (0, 0, 0, wanted - len(chunk.features))) for chunk in chunks])
         x = model.normalise(x.to(model.mean.device))
         lens = [len(chunk.features) for chunk in chunks]
-        if min(lens) < wanted:  # zeros stand for the mean, as behind a whole utterance
-            x = x.masked_fill(~valid_mask(torch.tensor(lens, device=x.device), wanted)[..., None], 0.0)
-        frames, state = model.encoder.forward_chunk(x, ConformerState.join([chunk.state for chunk in chunks]))
+        if min(lens) < wanted:  # as behind a whole utterance
+            x = x.masked_fill(~valid_mask(torch.tensor(lens, device=x.device), wanted)[..., None], model.encoder.pad_value)
+        frames, state = model.encoder.forward_chunk(x, type(chunks[0].state).join([chunk.state for chunk in chunks]))
         made = zip(frames.split(1), model.head(frames).cpu(), state.split(), strict=True)
         return [(Chunk(own, log_probs), state) for own, log_probs, state in made]
 
@@ -96,17 +98,19 @@ class ChunkFeatures:
 
     Args:
         chunk_frames: C, encoder frames of a chunk.
+        lookahead_frames: features that the encoder sees beyond those of a chunk.
 
-    A chunk needs 4 C + 3 feature frames, so it is there 30 ms of audio (and half a window) after its end; `finishing` gives what is left.
+    A chunk needs 4 C feature frames and the encoder's look-ahead, so it is there 30 ms of audio (Zipformer: 130 ms) and half a window after its end;
+    `finishing` gives what is left.
     Samples wait until their chunk is whole: then the same arithmetic is done, and the result is the same to the last digit, however they come.
     """
 
-    def __init__(self, chunk_frames: int):
-        self._chunk_frames = chunk_frames
+    def __init__(self, chunk_frames: int, lookahead_frames: int):
+        self._chunk_frames, self._lookahead_frames = chunk_frames, lookahead_frames
         self._fbank = StreamingFbank()
         self._framed = torch.zeros(0, NUM_MEL_BINS)
         self._samples = torch.zeros(0)
-        num_features = SUBSAMPLING * chunk_frames + LOOKAHEAD_FRAMES
+        num_features = SUBSAMPLING * chunk_frames + lookahead_frames
         self._wanted = (num_features - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - LEFT_MIRROR_SAMPLES  # samples of the next chunk
         self._finished = False
 
@@ -116,7 +120,7 @@ class ChunkFeatures:
         return self._wanted - len(self._samples)
 
     def accepting(self, samples: np.ndarray) -> Work[list[Tensor]]:
-        """(T, 80) float32 features of each chunk that (N,) float32 samples in [-1, 1] complete; T is 4 C + 3.
+        """(T, 80) float32 features of each chunk that (N,) float32 samples in [-1, 1] complete; T is 4 C and the look-ahead.
 
         Raises:
             ValueError: if the samples are of another shape, type or scale; then nothing of them is kept.
@@ -153,7 +157,7 @@ class ChunkFeatures:
 
     def _next(self) -> Tensor:
         num_frames = self.num_frames(self._framed)
-        chunk, self._framed = self._framed[: SUBSAMPLING * num_frames + LOOKAHEAD_FRAMES], self._framed[SUBSAMPLING * num_frames :]
+        chunk, self._framed = self._framed[: SUBSAMPLING * num_frames + self._lookahead_frames], self._framed[SUBSAMPLING * num_frames :]
         return chunk
 
 
@@ -183,7 +187,7 @@ class StreamingEncoder:
 
     def __init__(self, model: PhonemeModel, context: Context):
         self._model = model
-        self._features = ChunkFeatures(context.chunk_frames)
+        self._features = ChunkFeatures(context.chunk_frames, model.encoder.lookahead_frames)
         self._state = model.encoder.initial_state(1, context)
         self._phones = GreedyPhones()
 

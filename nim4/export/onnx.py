@@ -14,7 +14,7 @@ What else a program must know is in the graph's metadata, see `facts_of`.
 """
 
 import dataclasses
-import logging
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,12 +31,26 @@ from nim4.export.fbank import GraphFbank
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context, encoder_lens, valid_mask
 from nim4.model.ctc import PhonemeModel
 
-OPSET = 18  # the oldest that torch's exporter writes without converting
+OPSETS = (17, 20)  # layer normalisation is one operator from 17 on; torch's exporter knows none after 20
+OPSET = 17  # so that old runtimes run it, too
+MODEL_TYPE = "nim4_streaming_ctc"
 LARGEST_FILE = 1 << 30  # bytes of weights in one file: protobuf's limit is twice that; more go into NAME.data beside it
 
 
-class StreamingStep(nn.Module):
-    """What the graph computes; see above.
+class Step(nn.Module):
+    """What a graph computes: its `forward` takes all inputs, as *tensors, and gives all outputs.
+
+    Attributes:
+        examples: name -> an input, in their order.
+        outputs: names; `new_NAME` is what the input NAME is in the next chunk.
+    """
+
+    examples: dict[str, Tensor]
+    outputs: list[str]
+
+
+class StreamingStep(Step):
+    """A chunk of some streams; see above.
 
     Args:
         model: in evaluation mode, float32, on the CPU.
@@ -53,13 +67,7 @@ class StreamingStep(nn.Module):
         shape = ((self.num_features - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES,) if fbank else (self.num_features, model.config.encoder.num_mel_bins)
         one, two = (model.encoder.initial_state(number, context) for number in (1, 2))
         self._state = type(one)
-        # The axis of the batch in each field of the state: the one along which two streams take more than one.
-        self._axes = {
-            field.name: next(
-                axis for axis, (a, b) in enumerate(zip(getattr(one, field.name).shape, getattr(two, field.name).shape, strict=True)) if a != b
-            )
-            for field in dataclasses.fields(one)
-        }
+        self._axes = {field.name: _batch_axis(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(one)}
         self.examples = {first: torch.zeros(2, *shape), "x_lens": torch.full((2, 1), self.num_features), **self.outside(two)}
         self.state_names = list(self._axes)
         self.outputs = ["frames", *(("top_log_probs", "top_ids") if top else ("log_probs",)), *(f"new_{name}" for name in self.state_names)]
@@ -88,6 +96,11 @@ class StreamingStep(nn.Module):
         return frames, *phones, *self.outside(next_state).values()
 
 
+def _batch_axis(one: Tensor, two: Tensor) -> int:
+    """The axis along which a part of the state of two streams is longer than that of one."""
+    return next(axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b)
+
+
 def export_streaming(model: PhonemeModel, path: Path, context: Context, *, top: int = 0, fbank: bool = False, opset: int = OPSET) -> None:
     """Writes the graph of this module's first lines.
 
@@ -100,17 +113,15 @@ def export_streaming(model: PhonemeModel, path: Path, context: Context, *, top: 
         RecipeError: if the opset cannot be written.
     """
     step = StreamingStep(model, context, top=top, fbank=fbank)
-    dynamic = {name: {0: "batch"} for name in step.examples}
-    write_graph(step, path, step.examples, step.outputs, dynamic, facts_of(model, context, top=top, fbank=fbank), opset)
+    write_graph(step, path, facts_of(model, context, top=top, fbank=fbank), opset=opset)
 
 
 def facts_of(model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool = False) -> dict[str, str]:
     """The metadata of a graph: names and texts."""
     encoder = model.config.encoder
     facts = {
-        "model_type": "nim4_streaming_ctc",
+        "model_type": MODEL_TYPE,
         "version": "1",  # of the inputs and outputs
-        "producer_version": __version__,
         "encoder": type(model.encoder).__name__.lower(),
         "chunk_frames": context.chunk_frames,
         "left_chunks": context.left_chunks,
@@ -126,41 +137,42 @@ def facts_of(model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool
     return {name: str(value) for name, value in facts.items()}
 
 
-def write_graph(
-    step: nn.Module,
-    path: Path,
-    examples: Mapping[str, Tensor],
-    outputs: Sequence[str],
-    dynamic: Mapping[str, Mapping[int, str]],
-    facts: Mapping[str, str],
-    opset: int = OPSET,
-) -> None:
-    """Writes a module as an ONNX file.
+def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bool = True, opset: int = OPSET) -> None:
+    """Writes what a step computes as an ONNX file.
 
     Args:
-        step: its `forward` takes all inputs as *tensors.
-        examples: name -> input, in that order.
-        dynamic: name -> axis -> its name, for axes of any size.
         facts: the metadata.
+        batched: the first axis of every tensor may have any length; all other sizes are those of the examples.
+    Raises:
+        RecipeError: if the opset cannot be written.
+
+    Ours: torch's older exporter, which traces. The newer one takes twenty times as long for a graph that runs no faster, and nothing here is left for
+    it to decide: sizes are fixed, and `check_graph` compares what was written with the model.
     """
-    newest = onnx.defs.onnx_opset_version()
-    if not OPSET <= opset <= newest:
-        raise RecipeError("--opset", expected=f"{OPSET} to {newest}, what onnx {onnx.__version__} knows", found=opset, fix="leave it out")
-    axes = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
-    shapes = tuple({axis: axes[name] for axis, name in dynamic.get(of, {}).items()} for of in examples)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        expected = f"{OPSETS[0]} to {OPSETS[1]}, what this version of torch writes"
+        raise RecipeError("--opset", expected=expected, found=opset, fix="leave it out, and update the runtime instead")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: that sizes become constants, which is what we want
+        traced = Path(folder) / path.name  # weights of more than 2 GB come in many files, which are one in the end
+        axes = {name: {0: "batch"} for name in (*step.examples, *step.outputs)} if batched else None
+        torch.onnx.export(
             step,
-            tuple(examples.values()),
-            input_names=list(examples),
-            output_names=list(outputs),
-            dynamic_shapes=(shapes,),
+            tuple(step.examples.values()),
+            traced,
+            input_names=list(step.examples),
+            output_names=step.outputs,
+            dynamic_axes=axes,
             opset_version=opset,
-            dynamo=True,
-            verbose=False,
+            dynamo=False,
         )
-    program.model.metadata_props.update(facts)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in step.state_dict().values())
-    program.save(path, external_data=weights > LARGEST_FILE)
+        graph = onnx.load(traced)
+        made = step(*step.examples.values())
+    for output, tensor in zip(graph.graph.output, made, strict=True):  # tracing leaves names for sizes that it could not follow
+        for axis, (size, number) in enumerate(zip(output.type.tensor_type.shape.dim, tensor.shape, strict=True)):
+            if axis or not batched:
+                size.dim_value = number
+    graph.producer_name, graph.producer_version = "nim4", __version__
+    onnx.helper.set_model_props(graph, dict(facts))
+    large = sum(tensor.numel() * tensor.element_size() for tensor in step.state_dict().values()) > LARGEST_FILE
+    onnx.save(graph, path, save_as_external_data=large, location=f"{path.name}.data")

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from nim4.config import RecipeError
 from nim4.export.onnx import StreamingStep, export_streaming
-from nim4.model.checkpoint import WEIGHTS, load_model
+from nim4.export.runtime import check_graph
 from nim4.model.conformer import Context
 from nim4.model.ctc import PhonemeModel
-from nim4.stage import atomic_write, file_hash
+from nim4.stage import atomic_write
 
 Backend = Literal["onnxruntime", "python"]
 FRAME_MS = 40
@@ -46,46 +46,47 @@ def name_of(chunk_ms: int) -> str:
     return f"nim4_encoder_{chunk_ms}ms"
 
 
-def export_triton(folder: Path, out: Path, backend: Backend, chunks_ms: Sequence[int] = (640,), top: int = TOP_PHONES) -> None:
-    """Writes a model repository.
+def export_triton(
+    model: PhonemeModel, fingerprint: str, out: Path, backend: Backend, chunks_ms: Sequence[int] = (640,), top: int = TOP_PHONES
+) -> None:
+    """Writes a model repository. Its graphs are compared with the model, chunk by chunk, before it gets its name.
 
     Args:
-        folder: model folder of stage 3 or later; whoever asks the server must have the same.
+        model: in evaluation mode, on the CPU.
+        fingerprint: of the model folder's weights (file_hash), by which a client sees that it asks the model it was made for.
         out: the repository, which must not be there yet; it appears when it is whole.
         chunks_ms: sizes of chunks, which divide LEFT_MS.
         top: best phones of each frame that are sent back.
     Raises:
-        RecipeError: if the folder is not a model folder, a size cannot be had, or `out` is there.
+        RecipeError: if a size or a number of phones cannot be had, or `out` is there.
     """
     for chunk_ms in chunks_ms:
         if chunk_ms < FRAME_MS or chunk_ms % FRAME_MS or LEFT_MS % chunk_ms:
             raise RecipeError("--chunk-ms", expected=f"multiples of {FRAME_MS} that divide {LEFT_MS}", found=chunk_ms, fix="correct it")
-    if out.exists():
-        raise RecipeError(out, expected="a folder that is not there yet", found="one that is", fix="remove it, or give another --out")
-    model, _ = load_model(folder, torch.device("cpu"))
     if not 1 <= top <= model.config.vocab_size:
         raise RecipeError("--top", expected=f"1 to {model.config.vocab_size}, the phones there are", found=top, fix="leave it out")
-    fingerprint = file_hash(folder / WEIGHTS)
+    if out.exists():
+        raise RecipeError(out, expected="a new folder", found="one that exists" if out.is_dir() else "a file", fix="name another as --out")
     work = out.with_name(out.name + ".tmp")
     shutil.rmtree(work, ignore_errors=True)
-    for chunk_ms in chunks_ms:
-        context = Context(chunk_ms // FRAME_MS, LEFT_MS // chunk_ms)
-        version = work / name_of(chunk_ms) / "1"
-        version.mkdir(parents=True)
-        export_streaming(model, version / "model.onnx", context, top=top)
-        if backend == "python":
-            shutil.copyfile(Path(__file__).with_name("triton_python.py"), version / "model.py")
-        with atomic_write(version.parent / "config.pbtxt") as file:
-            file.write(config_text(model, context, backend, top, fingerprint))
-    work.rename(out)
+    try:
+        for chunk_ms in chunks_ms:
+            context = Context(chunk_ms // FRAME_MS, LEFT_MS // chunk_ms)
+            version = work / name_of(chunk_ms) / "1"
+            version.mkdir(parents=True)
+            export_streaming(model, version / "model.onnx", context, top=top)
+            check_graph(StreamingStep(model, context, top=top), version / "model.onnx")
+            if backend == "python":
+                shutil.copyfile(Path(__file__).with_name("triton_python.py"), version / "model.py")
+            with atomic_write(version.parent / "config.pbtxt") as file:
+                file.write(config_text(model, context, backend, top, fingerprint))
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def config_text(model: PhonemeModel, context: Context, backend: Backend, top: int, fingerprint: str) -> str:
-    """The content of config.pbtxt.
-
-    Args:
-        fingerprint: of the weights, by which a client sees that it asks the model it was made for.
-    """
+    """The content of config.pbtxt; arguments as of export_triton."""
     step = StreamingStep(model, context, top=top)
     inputs, states = dict(step.examples), {name: step.examples[name] for name in step.state_names}
     chunk, dim = context.chunk_frames, model.config.encoder.dim

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -40,6 +40,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise RecipeError(
             path, expected="a readable safetensors file", found=error, fix="check the folder, or run the stage that makes it again"
         ) from error
+
+
+def weight_names(path: Path) -> list[str]:
+    """The names in a safetensors file, without reading the tensors. Raises RecipeError when it is missing or broken."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(path, expected="a readable safetensors file", found=error, fix="check the folder, or make it again") from error
 
 
 def _tied(weights: Mapping[str, Tensor]) -> dict[str, str]:

@@ -13,7 +13,7 @@ Layer normalisation everywhere (none over the batch), so that an utterance score
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ class ConformerState:
     values: Tensor
     conv: Tensor
     filled: Tensor
+
+    @property
+    def shape(self) -> Hashable:
+        """Streams with equal ones can be joined."""
+        return self.keys.shape[3]
 
     @classmethod
     def join(cls, states: Sequence["ConformerState"]) -> "ConformerState":
@@ -273,6 +278,9 @@ class ConformerBlock(nn.Module):
 
 class Conformer(nn.Module):
     """The streaming encoder: log-Mel features at 100 Hz in, frames of width D at 25 Hz out."""
+
+    lookahead_frames = LOOKAHEAD_FRAMES
+    pad_value = 0.0  # of features behind an utterance: their mean
 
     def __init__(self, config: ConformerConfig):
         check_shape(config)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nim4.config import ModelConfig
+from nim4.config import ModelConfig, ZipformerConfig
 from nim4.model.conformer import FULL_CONTEXT, Conformer, Context, valid_mask
+from nim4.model.zipformer import Zipformer
 
 BLANK = 0
 
@@ -32,12 +33,12 @@ class PhonemeHead(nn.Module):
 
 
 class PhonemeModel(nn.Module):
-    """Feature normalisation, Conformer and phoneme head: what stage 3 trains and CTC decoding runs."""
+    """Feature normalisation, encoder and phoneme head: what stage 3 trains and CTC decoding runs."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.encoder = Conformer(config.encoder)
+        self.encoder = (Zipformer if isinstance(config.encoder, ZipformerConfig) else Conformer)(config.encoder)
         self.head = PhonemeHead(config.encoder.dim, config.vocab_size, config.encoder.dropout)
         self.register_buffer("mean", torch.zeros(config.encoder.num_mel_bins))
         self.register_buffer("inverse_std", torch.ones(config.encoder.num_mel_bins))
@@ -48,6 +49,11 @@ class PhonemeModel(nn.Module):
         frozen_in_evaluation(self.encoder, self.head)
         return self
 
+    def at_step(self, step: int) -> None:
+        """Tells where in its first training the model is, for a Zipformer's schedules; a trained one is at their end and needs no telling."""
+        if isinstance(self.encoder, Zipformer):
+            self.encoder.at_step(step)
+
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
         """Takes the global mean and standard deviation of the features, (80,) each, into the weights."""
         self.mean.copy_(mean)
@@ -55,7 +61,7 @@ class PhonemeModel(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """(B, T, 80) log-Mel features -> the same, mean 0 and variance 1 over the training data, in the type of the weights."""
-        return ((x - self.mean) * self.inverse_std).to(self.encoder.subsampling.out.weight.dtype)
+        return ((x - self.mean) * self.inverse_std).to(next(self.encoder.parameters()).dtype)
 
     def forward(self, x: Tensor, x_lens: Tensor, *contexts: Context) -> tuple[Tensor, Tensor]:
         """Log-Mel features (B, T, 80) -> (B, S, V) log-probabilities and (B,) encoder lengths.

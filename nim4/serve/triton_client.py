@@ -22,7 +22,8 @@ from nim4.config import ModelConfig, RecipeError
 from nim4.decode.encoder import ENCODER_FRAME_MS, Chunk, ChunkFeatures
 from nim4.decode.together import Work
 from nim4.model.checkpoint import WEIGHTS, read_model_config
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING
+from nim4.model.conformer import SUBSAMPLING
+from nim4.model.ctc import PhonemeModel
 from nim4.serve.limits import Busy
 from nim4.serve.metrics import Metrics
 from nim4.serve.service import CHUNKS_MS, DEPLOYED_MS
@@ -78,6 +79,7 @@ class TritonEncoder:
         addresses: of the servers, as grpc://HOST:PORT, separated by commas.
         folder: model folder; the servers must have been given the same.
     Attributes:
+        lookahead_frames: features that the encoder sees beyond those of a chunk.
         metrics: of the gateway.
         chunks_ms: sizes of chunks for which the servers have a model; known after `check`.
     Raises:
@@ -88,6 +90,8 @@ class TritonEncoder:
         self.replicas = [Replica(_checked_address(address.strip())) for address in addresses.split(",")]
         _triton()
         self.config: ModelConfig = read_model_config(folder)[0]
+        with torch.device("meta"):  # without its weights
+            self.lookahead_frames = PhonemeModel(self.config).encoder.lookahead_frames
         self.metrics, self.chunks_ms = Metrics(), [DEPLOYED_MS]
         self._missing: set[int] = set()  # sizes that some server does not have
         self._folder, self._fingerprint = folder, file_hash(folder / WEIGHTS)
@@ -185,7 +189,7 @@ class TritonStream:
 
     def __init__(self, encoder: TritonEncoder, chunk_ms: int, frame: Callable[[Work[Any]], Awaitable[Any]]):
         self._encoder, self._chunk_ms, self._frame = encoder, chunk_ms, frame
-        self._features = ChunkFeatures(chunk_ms // ENCODER_FRAME_MS)
+        self._features = ChunkFeatures(chunk_ms // ENCODER_FRAME_MS, encoder.lookahead_frames)
         self._sent: list[Tensor] = []  # features of all chunks
         self._replica: Replica | None = None  # that has the state behind what was sent
         self._number = 0  # by which the server knows the stream
@@ -253,7 +257,7 @@ class TritonStream:
         return replica
 
     async def _ask(self, replica: Replica, features: Tensor, starts: bool, ends: bool) -> Any:
-        triton, num_features = _triton(), SUBSAMPLING * self._chunk_ms // ENCODER_FRAME_MS + LOOKAHEAD_FRAMES
+        triton, num_features = _triton(), SUBSAMPLING * self._chunk_ms // ENCODER_FRAME_MS + self._encoder.lookahead_frames
         x = np.zeros((1, num_features, features.shape[1]), np.float32)
         x[0, : len(features)] = features.numpy()
         inputs = [triton.InferInput("x", list(x.shape), "FP32"), triton.InferInput("x_lens", [1, 1], "INT64")]

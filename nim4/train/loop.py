@@ -40,7 +40,8 @@ log = logging.getLogger("nim4")
 
 
 # parameters that Muon steps where it is chosen: the matrices between two hidden layers; in stage 3, and from stage 4 on
-HIDDEN = ("encoder.blocks.", "head.layers.0.", "head.layers.3.", "acoustic.encoder.blocks.", "adaptor.", "llm.model.layers.")
+HIDDEN = ("encoder.blocks.", "encoder.encoder.", "head.layers.0.", "head.layers.3.")
+HIDDEN += ("acoustic.encoder.blocks.", "acoustic.encoder.encoder.", "adaptor.", "llm.model.layers.")
 
 CHOICES = {"precision": ("fp32", "bf16"), "optimizer": ("adamw", "muon"), "parallel": ("ddp", "fsdp2"), "schedule": ("cosine", "constant")}
 # settings that count something there must be at least one of

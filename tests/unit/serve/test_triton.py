@@ -13,21 +13,22 @@ from nim4.config import RecipeError
 from nim4.decode.confusion import slots_of
 from nim4.decode.encoder import StreamingEncoder
 from nim4.decode.together import alone
-from nim4.model.checkpoint import load_model
+from nim4.model.checkpoint import WEIGHTS, load_model
 from nim4.model.conformer import Context
 from nim4.serve.limits import Busy
 from nim4.serve.service import CHUNKS_MS
 from nim4.serve.triton_client import TritonEncoder, model_name, spread
+from nim4.stage import file_hash
 
 pytest.importorskip("onnx")
 from nim4.export.triton import config_text, export_triton, name_of
 
 
 @pytest.fixture(scope="module")
-def repository(talkative, tmp_path_factory):
+def repository(talkative, acoustic, tmp_path_factory):
     """A repository of the Python backend."""
     folder = tmp_path_factory.mktemp("triton") / "repository"
-    export_triton(talkative, folder, "python")
+    export_triton(acoustic, file_hash(talkative / WEIGHTS), folder, "python")
     return folder
 
 
@@ -122,16 +123,16 @@ def test_a_configuration_is_read_by_tritons_own_parser(acoustic, backend):
     ("options", "expected"),
     [({"chunks_ms": (600,)}, "multiples of 40 that divide 2560, found 600"), ({"top": 0}, "--top: expected 1 to")],
 )
-def test_what_cannot_be_exported_is_told(talkative, tmp_path, options, expected):
+def test_what_cannot_be_exported_is_told(acoustic, tmp_path, options, expected):
     with pytest.raises(RecipeError, match=expected):
-        export_triton(talkative, tmp_path / "repository", "python", **options)
+        export_triton(acoustic, "0", tmp_path / "repository", "python", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten(talkative, tmp_path):
+def test_nothing_is_overwritten(acoustic, tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(RecipeError, match="found one that is"):
-        export_triton(talkative, tmp_path, "python")
+    with pytest.raises(RecipeError, match="found one that exists"):
+        export_triton(acoustic, "0", tmp_path, "python")
     assert (tmp_path / "mine").read_text() == "mine"
 
 
