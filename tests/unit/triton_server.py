@@ -32,9 +32,9 @@ class TritonServer:
     """Serves a model repository until left, or killed."""
 
     def __init__(self, repository, folder, port=None):
+        packages = next((environment() / "lib").glob("python3*")) / "site-packages"
         self.port = port or free_port()
         self.address = f"grpc://127.0.0.1:{self.port}"
-        packages = next((environment() / "lib").glob("python3*")) / "site-packages"
         triton = packages / "pytriton" / "tritonserver"
         backends = Path(folder) / "backends" / "python"
         if not backends.is_dir():

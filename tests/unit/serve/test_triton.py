@@ -13,35 +13,13 @@ from nim4.config import RecipeError
 from nim4.decode.confusion import slots_of
 from nim4.decode.encoder import StreamingEncoder
 from nim4.decode.together import alone
-from nim4.model.checkpoint import WEIGHTS, load_model
 from nim4.model.conformer import Context
 from nim4.serve.limits import Busy
 from nim4.serve.service import CHUNKS_MS
 from nim4.serve.triton_client import TritonEncoder, model_name, spread
-from nim4.stage import file_hash
 
 pytest.importorskip("onnx")
 from nim4.export.triton import config_text, export_triton, name_of
-
-
-@pytest.fixture(scope="module")
-def repository(talkative, acoustic, tmp_path_factory):
-    """A repository of the Python backend."""
-    folder = tmp_path_factory.mktemp("triton") / "repository"
-    export_triton(acoustic, file_hash(talkative / WEIGHTS), folder, "python")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def triton(repository, tmp_path_factory):
-    """A server of it, which no test may end."""
-    with TritonServer(repository, tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def acoustic(talkative):
-    return load_model(talkative, torch.device("cpu"))[0]
 
 
 def noise(seconds, seed):
@@ -191,7 +169,7 @@ def test_state_matters(triton, talkative, acoustic):
 def test_only_sizes_of_chunks_that_the_server_has_are_offered(triton, talkative):
     encoder = TritonEncoder(triton.address, talkative)
     asyncio.run(encoder.check())
-    assert encoder.chunks_ms == [640]
+    assert encoder.chunks_ms == [160, 640]
 
 
 def test_what_a_stream_left_behind_is_seen_by_no_other(triton, talkative, acoustic):
