@@ -37,8 +37,9 @@ class EngineSettings:
         max_streams: that are open at the same time.
         max_tokens: of one stream: prompt, speech (6.25 a second), hints and text.
         precision: fp32, bf16, or auto: bf16 on a GPU, fp32 elsewhere.
-        num_blocks: of keys and values; None = what the memory holds that vLLM finds.
-        memory_share: of a GPU's memory that vLLM may take, or of a machine's where there is none.
+        memory_share: of a GPU's memory that vLLM may take, weights included.
+        kv_gb: memory for keys and values; None = what is left of that on a GPU, 1 GB elsewhere.
+        num_blocks: of keys and values, instead of as many as that memory holds.
         cache_gb: of memory for frames, at both ends, so that none travels to the model twice.
         wait_s: a text that finds no room waits so long; then it is refused.
     """
@@ -46,8 +47,9 @@ class EngineSettings:
     max_streams: int = 64
     max_tokens: int = 2048
     precision: str = "auto"
-    num_blocks: int | None = None
     memory_share: float = 0.9
+    kv_gb: float | None = None
+    num_blocks: int | None = None
     cache_gb: float = 1.0
     wait_s: float = 2.0
 
@@ -118,6 +120,7 @@ class VllmClient:
             raise RecipeError(ENTRY_POINT, expected="nim4 installed as a plugin", found="none", fix="python -m pip install --no-deps -e .")
         cpu = current_platform.is_cpu()
         precision = settings.precision if settings.precision != "auto" else "fp32" if cpu else "bf16"
+        kv_gb = 1.0 if cpu and settings.kv_gb is None else settings.kv_gb
         args = AsyncEngineArgs(
             model=str(folder),
             tokenizer=str(folder / LLM_FOLDER),
@@ -131,6 +134,7 @@ class VllmClient:
             limit_mm_per_prompt={"audio": MAX_ITEMS},
             mm_processor_cache_gb=settings.cache_gb,
             gpu_memory_utilization=settings.memory_share,
+            kv_cache_memory_bytes=None if kv_gb is None else round(kv_gb * 2**30),
             num_gpu_blocks_override=settings.num_blocks,
             enforce_eager=cpu,  # compiling takes longer to start than it saves there
             worker_extension_cls="nim4.serve.vllm_model.WorkerCounts",

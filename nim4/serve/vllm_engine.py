@@ -69,8 +69,8 @@ class VllmEngine:
 
     def check_model(self, folder: Path) -> None:
         """Raises RecipeError unless a folder's model is the one that the engine was started with: frames of another mean nothing to it."""
+        config, _ = read_speech_llm_config(folder)
         if _identity(folder) != self._model:
-            config, _ = read_speech_llm_config(folder)
             found = f"another, of width {config.encoder.dim}" if config.encoder.dim != self.frame_dim else "another of the same width"
             raise RecipeError(
                 folder, expected=f"the model of the engine, {self.folder}, of width {self.frame_dim}", found=found, fix="name one model"

@@ -11,6 +11,7 @@ nothing of a request that an encoder's caches could be tied to.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,6 @@ from nim4.model.asr import LLM_FOLDER, read_speech_llm_config
 from nim4.model.checkpoint import ADAPTOR, WEIGHTS, load_into
 from nim4.model.conformer import SUBSAMPLING, encoder_lens
 from nim4.model.ctc import PhonemeModel
-from nim4.serve.limits import Refused
-from nim4.serve.settings import hints_of
 from nim4.serve.vllm_plugin import Nim4Config
 
 MAX_SAMPLES = round(MAX_DURATION_S * SAMPLING_RATE_HZ)
@@ -155,7 +154,7 @@ class Nim4ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, Su
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         model_config = vllm_config.model_config
-        config, _ = read_speech_llm_config(model_config.model)
+        config, _ = read_speech_llm_config(Path(model_config.model))
         text = model_config.hf_config.text_config
         self.counts = Counter[str]()
         self._where = model_config.model
@@ -249,6 +248,9 @@ class Nim4ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, Su
         """The prompt of one clip; `hotwords`, or else `prompt`, are hints: texts between commas."""
         if stt_params.task_type != "transcribe":
             raise ValueError("this model transcribes, it does not translate")
+        from nim4.serve.limits import Refused
+        from nim4.serve.settings import hints_of  # here, since numba comes with it, beside which vLLM's workers on a CPU do not start
+
         try:
             hints = hints_of(stt_params.hotwords or stt_params.request_prompt or "")
         except Refused as refused:

@@ -299,7 +299,7 @@ class VllmStream:
     async def _end(self) -> None:
         self._open = False
         await self._let_go()
-        self._items.clear()
+        self._items = []
         self.engine.streams.pop(self, None)
 
     def _count(self, **amounts: int) -> None:

@@ -1,0 +1,277 @@
+"""Our model inside vLLM: the same texts as our own engine, and what is read, adapted and sent is counted. Needs vLLM: utils/check_vllm.sh."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import wave
+
+import numpy as np
+import pytest
+import torch
+from speech_pieces import heard, noise, on_our_engine
+from tiny import INVENTORY, make_talkative, tiny_llm, tiny_speech_llm
+
+from nim4.config import RecipeError
+from nim4.decode.offline import transcripts
+from nim4.model.asr import load_speech_llm
+from nim4.serve.vllm_client import EngineLost, EngineSettings, SpeechPrompt
+from nim4.serve.vllm_engine import VllmEngine
+
+pytest.importorskip("vllm")
+PREFIX_TOKENS, BLOCK = 64, 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("speech_llm")
+    model = make_talkative(tiny_speech_llm(tiny_llm(root / "source", tie_word_embeddings=False, head_dim=32)))
+    model.save(root / "model", model.state_dict(), INVENTORY)
+    return root / "model"
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_speech_llm(folder, torch.device("cpu"))[0]
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Runs a coroutine in the one event loop that the engine belongs to."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+@pytest.fixture(scope="module")
+def engine(folder, run):
+    engine = run(VllmEngine.start(folder, EngineSettings(max_streams=8, max_tokens=1024, num_blocks=60, wait_s=20)))
+    yield engine
+    run(engine.close())
+
+
+def counted(run, engine, work):
+    """What a coroutine returns, and what the model has counted meanwhile."""
+    before = run(engine.client.counts())
+    result = run(work)
+    after = run(engine.client.counts())
+    return result, {name: after[name] - before.get(name, 0) for name in after}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_texts_are_those_of_our_engine_and_nothing_is_read_twice(engine, model, run, seed):
+    samples, hints = noise(50_000 + 3000 * seed, seed), ("北京",) * (seed == 2)
+    texts, done = counted(run, engine, heard(engine, model, samples, hints))
+    ours = on_our_engine(model, samples, hints)
+    assert [text.text for text in texts] == [own.text for own in ours]
+    assert [(text.revision, text.settled_chars) for text in texts] == [(own.revision, own.settled_chars) for own in ours]
+    counts = texts[-1].counts
+    assert counts.accepted == ours[-1].counts.accepted
+    assert counts.speech_tokens == ours[-1].counts.speech_tokens
+    assert counts.appended_tokens <= PREFIX_TOKENS + counts.speech_tokens
+    again = counts.prompt_tokens - counts.cached_tokens
+    assert done["tokens"] == counts.appended_tokens + again + counts.written_tokens - num_requests(texts)
+    assert done["adapted_items"] == len(ours)  # each chunk once; texts none
+
+
+def num_requests(texts):
+    """Requests for texts: the first token of each is written by the pass that reads its prompt."""
+    counts = texts[-1].counts
+    return counts.partials + 1 + (counts.accepted < counts.drafted)
+
+
+def test_a_partial_reads_a_block_and_its_own_ids_and_sends_no_frames(engine, model, run, monkeypatch):
+    from nim4.serve import vllm_model
+
+    sent = []
+    core = engine.client._llm.engine_core
+    add = core.add_request_async
+
+    async def spy(request):
+        sent.append(request)
+        await add(request)
+
+    async def speak():
+        stream, generator = await engine.open(), torch.Generator().manual_seed(3)
+        for number in range(12):
+            await stream.append(torch.randn(16, engine.frame_dim, generator=generator), number + 1)
+        return stream
+
+    stream = run(speak())
+    monkeypatch.setattr(core, "add_request_async", spy)
+    made_ready = vllm_model.processed.copy()
+    text, done = counted(run, engine, stream.partial())
+    run(stream.close())
+    suffix = len(engine.prompt.suffix(partial=True))
+    assert done["tokens"] <= BLOCK + suffix + len(text.ids)
+    assert done.get("adaptor_calls", 0) == 0
+    assert vllm_model.processed == made_ready
+    (request,) = sent
+    assert [feature.data for feature in request.mm_features] == [None] * 12
+
+
+def test_tenants_share_nothing(engine, run):
+    async def first_chunk(tenant, seed):
+        stream = await engine.open(tenant)
+        await stream.append(torch.randn(16, engine.frame_dim, generator=torch.Generator().manual_seed(seed)), 1)
+        await stream.close()
+        return stream.counts.appended_tokens
+
+    assert run(first_chunk("acme", 1)) == PREFIX_TOKENS + 4
+    assert run(first_chunk("acme", 2)) == PREFIX_TOKENS + 4 - BLOCK * (PREFIX_TOKENS // BLOCK)
+    assert run(first_chunk("other", 3)) == PREFIX_TOKENS + 4
+
+
+def test_many_streams_at_once_get_what_each_gets_alone(engine, model, run):
+    signals = [noise(30_000 + 4000 * number, number) for number in range(4)]
+
+    async def together():
+        return await asyncio.gather(*(heard(engine, model, samples) for samples in signals))
+
+    for texts, samples in zip(run(together()), signals, strict=True):
+        assert [text.text for text in texts] == [own.text for own in on_our_engine(model, samples)]
+
+
+def test_streams_share_blocks_that_are_too_few_for_all(engine, model, run):
+    signals = [noise(70_000, number) for number in range(4)]
+
+    async def together():
+        taken = engine.room.num_blocks - 14
+        await engine.room.take(taken)
+        try:
+            return await asyncio.gather(*(heard(engine, model, samples) for samples in signals))
+        finally:
+            engine.room.give(taken)
+
+    before = engine.counts.evicted + engine.counts.resumed
+    for texts, samples in zip(run(together()), signals, strict=True):
+        assert [text.text for text in texts] == [own.text for own in on_our_engine(model, samples)]
+    assert engine.counts.evicted + engine.counts.resumed > before
+    assert engine.room.used == 0
+
+
+def test_what_is_forgotten_by_vllm_is_sent_and_read_again(engine, model, run):
+    samples = noise(50_000, 5)
+
+    async def forgotten():
+        for stream in list(engine.streams):
+            await stream.evict()
+        await engine.client._llm.reset_mm_cache()
+        assert await engine.client.forget()
+
+    texts = run(heard(engine, model, samples, between=forgotten))
+    assert [text.text for text in texts] == [own.text for own in on_our_engine(model, samples)]
+    assert texts[-1].counts.resumed
+    assert texts[-1].counts.appended_tokens > PREFIX_TOKENS + texts[-1].counts.speech_tokens
+
+
+def test_a_client_that_goes_in_the_middle_of_a_text_leaves_no_block_behind(engine, run):
+    async def go():
+        stream = await engine.open()
+        for number in range(8):
+            await stream.append(torch.randn(16, engine.frame_dim), number + 1)
+        held = await engine.client.forget()
+        waiting = asyncio.create_task(stream.final())
+        await asyncio.sleep(0.02)
+        await stream.close()
+        (error,) = await asyncio.gather(waiting, return_exceptions=True)
+        freed = await engine.client.forget()
+        return held, error, freed
+
+    held, error, freed = run(go())
+    assert not held
+    assert isinstance(error, RuntimeError)
+    assert freed
+    assert engine.room.used == 0
+
+
+def test_frames_of_another_width_never_reach_the_model(engine, run):
+    prompt = SpeechPrompt([*engine.prompt.prefix, engine.client.speech_id, *engine.prompt.suffix()], [torch.zeros(4, 20)], ["wide"], "")
+    with pytest.raises(ValueError, match=r"\(S, 16\)"):
+        run(engine.client.answer("wide", prompt, 4, engine.prompt.end))
+
+
+def test_a_folder_whose_parts_do_not_fit_is_told_in_one_line(folder, run, tmp_path):
+    other = make_talkative(tiny_speech_llm(tiny_llm(tmp_path / "llm", hidden_size=64, head_dim=32)))
+    other.save(tmp_path / "model", other.state_dict(), INVENTORY)
+    (tmp_path / "model" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(RecipeError, match=r"expected adaptor.down.bias of shape \(64,\).*found one of shape \(32,\)"):
+        run(VllmEngine.start(tmp_path / "model"))
+
+
+def test_whole_recordings_are_transcribed_by_a_stock_server(folder, model, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--config-format", "nim4", "--tokenizer", str(folder / "llm")]
+    options = ["--served-model-name", "nim4-asr", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--port", str(port)]
+    memory = ["--kv-cache-memory-bytes", "100M", "--max-num-seqs", "4", "--host", "127.0.0.1", "--limit-mm-per-prompt", '{"audio": 1}']
+    samples = noise(40_000)
+    path = tmp_path / "speech.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    read = np.frombuffer((samples * 32767).astype("<i2").tobytes(), "<i2").astype(np.float32) / 32768
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([*command, *options, *memory])
+    try:
+        wait_until_ready(url, server)
+        for fields, hints in (({}, ()), ({"hotwords": "北京, 上海"}, ("北京", "上海"))):
+            answer = post(f"{url}/v1/audio/transcriptions", {"model": "nim4-asr", "temperature": "0", "max_completion_tokens": "64", **fields}, path)
+            assert answer["text"].strip() == transcripts(model, [read], hints=[hints])[0][: len(answer["text"].strip())]
+            assert answer["text"].strip()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+def wait_until_ready(url, server):
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server has ended"
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+            return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.5)
+    raise AssertionError("the server does not come up")
+
+
+def post(url, fields, path):
+    parts = [f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+    parts.append(f'--b\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"\r\n\r\n'.encode() + path.read_bytes())
+    request = urllib.request.Request(url, b"".join([*parts, b"\r\n--b--\r\n"]), {"content-type": "multipart/form-data; boundary=b"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def test_an_engine_whose_process_is_killed_is_lost_and_its_stream_is_not(engine, model, run):
+    """The last of those that need the engine."""
+    import psutil
+
+    async def speak():
+        stream = await engine.open()
+        await stream.append(torch.randn(16, engine.frame_dim), 1)
+        return stream
+
+    stream = run(speak())
+    for child in psutil.Process().children(recursive=True):
+        if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
+            os.kill(child.pid, signal.SIGKILL)
+
+    async def until_lost():
+        async with asyncio.timeout(60):
+            while True:
+                await stream.append(torch.randn(16, engine.frame_dim), 2)
+
+    with pytest.raises(EngineLost):
+        run(until_lost())
+    with pytest.raises(EngineLost):
+        run(engine.check())
+    run(stream.close())
+    assert engine.room.used == 0
