@@ -1,10 +1,10 @@
 """The streaming encoder and the phoneme head as an ONNX graph: one chunk in, one chunk out, the caches as inputs and outputs.
 
 Inputs of the graph (B streams, a chunk of C encoder frames):
-    x            (B, 4 C + 3, 80) float32, log-Mel features of nim4/corpus/feats.py, not normalised: the graph does that. The last 3 frames are the
-                 next chunk's first. Where the features are inside the graph: samples (B, 640 C + 720) float32 in [-1, 1], the windows of the
-                 same frames, with the mirrored edge at the start and at the end of a stream.
-    x_lens       (B, 1) int64, feature frames that are real, 1 to 4 C + 3; fewer than all only at the end of a stream.
+    x            (B, T, 80) float32, log-Mel features of nim4/corpus/feats.py, not normalised: the graph does that. T is 4 C and the look-ahead, 3
+                 frames for a Conformer and 13 for a Zipformer, which are the next chunk's first. Where the features are inside the graph:
+                 samples (B, 160 T + 240) float32 in [-1, 1], the windows of the same frames, with the mirrored edges of a stream.
+    x_lens       (B, 1) int64, feature frames that are real, 1 to T; fewer than all only at the end of a stream.
     NAME         the state, zeros at the start of a stream; every tensor has the batch first, and a fixed size.
 Outputs:
     frames       (B, C, D) float32, what the adaptor of the speech LLM reads; ceil(x_lens / 4) of them are real.
@@ -28,7 +28,7 @@ from nim4 import __version__
 from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES
 from nim4.export.fbank import GraphFbank
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context, encoder_lens, valid_mask
+from nim4.model.conformer import SUBSAMPLING, Context, encoder_lens, valid_mask
 from nim4.model.ctc import PhonemeModel
 
 OPSETS = (17, 20)  # layer normalisation is one operator from 17 on; torch's exporter knows none after 20
@@ -43,10 +43,12 @@ class Step(nn.Module):
     Attributes:
         examples: name -> an input, in their order.
         outputs: names; `new_NAME` is what the input NAME is in the next chunk.
+        batch_axes: of inputs and outputs, the axis that may have any length; the examples have two streams. None of one stream alone.
     """
 
     examples: dict[str, Tensor]
     outputs: list[str]
+    batch_axes: dict[str, int]
 
 
 class StreamingStep(Step):
@@ -60,33 +62,33 @@ class StreamingStep(Step):
 
     def __init__(self, model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool = False):
         super().__init__()
-        self.model, self.top = model, top
+        self.model, self.top, self.num_chunk_frames = model, top, context.chunk_frames
         self.fbank = GraphFbank() if fbank else nn.Identity()
-        self.num_features = SUBSAMPLING * context.chunk_frames + LOOKAHEAD_FRAMES
+        self.num_features = SUBSAMPLING * context.chunk_frames + model.encoder.lookahead_frames
         first = "samples" if fbank else "x"
         shape = ((self.num_features - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES,) if fbank else (self.num_features, model.config.encoder.num_mel_bins)
         one, two = (model.encoder.initial_state(number, context) for number in (1, 2))
-        self._state = type(one)
-        self._axes = {field.name: _batch_axis(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(one)}
+        self._empty = one
+        self._axes = {name: _batch_axis(part, parts_of(two)[name]) for name, part in parts_of(one).items()}
         self.examples = {first: torch.zeros(2, *shape), "x_lens": torch.full((2, 1), self.num_features), **self.outside(two)}
-        self.state_names = list(self._axes)
-        self.outputs = ["frames", *(("top_log_probs", "top_ids") if top else ("log_probs",)), *(f"new_{name}" for name in self.state_names)]
+        self.outputs = ["frames", *(("top_log_probs", "top_ids") if top else ("log_probs",)), *(f"new_{name}" for name in self._axes)]
+        self.batch_axes = dict.fromkeys((*self.examples, *self.outputs), 0)
 
     def outside(self, state: Any) -> dict[str, Tensor]:
         """The state of an encoder as tensors of the graph: batch first, and at least one axis more."""
-        moved = {name: getattr(state, name).movedim(axis, 0) for name, axis in self._axes.items()}
+        moved = {name: part.movedim(self._axes[name], 0) for name, part in parts_of(state).items()}
         return {name: tensor[:, None] if tensor.ndim == 1 else tensor for name, tensor in moved.items()}
 
     def inside(self, tensors: Sequence[Tensor]) -> Any:
         """The other way round."""
-        parts = zip(self._axes.items(), tensors, strict=True)
-        return self._state(**{name: (tensor[:, 0] if tensor.ndim == 2 and axis == 0 else tensor.movedim(0, axis)) for (name, axis), tensor in parts})
+        axes = zip(self._axes.values(), parts_of(self._empty).values(), tensors, strict=True)
+        return with_parts(self._empty, [(tensor[:, 0] if part.ndim == 1 else tensor.movedim(0, axis)) for axis, part, tensor in axes])
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         x, x_lens, *state = tensors
         model, lens = self.model, x_lens[:, 0]
-        x = model.normalise(self.fbank(x)).masked_fill(~valid_mask(lens, self.num_features)[..., None], 0.0)
-        valid = valid_mask(encoder_lens(lens), self.num_features // SUBSAMPLING)
+        x = model.normalise(self.fbank(x)).masked_fill(~valid_mask(lens, self.num_features)[..., None], model.encoder.pad_value)
+        valid = valid_mask(encoder_lens(lens), self.num_chunk_frames)
         frames, next_state = model.encoder.forward_chunk(x, self.inside(state), valid)
         log_probs = model.head(frames)
         phones = (log_probs,)
@@ -94,6 +96,30 @@ class StreamingStep(Step):
             values, ids = log_probs.topk(self.top, dim=-1)
             phones = (values, ids.to(torch.int32))
         return frames, *phones, *self.outside(next_state).values()
+
+
+def parts_of(state: Any) -> dict[str, Tensor]:
+    """The tensors of an encoder's state, those of layers with the layer's number behind their names."""
+    parts: dict[str, Tensor] = {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            parts[field.name] = value
+        elif isinstance(value, list):
+            parts |= {f"{name}_{number}": part for number, layer in enumerate(value) for name, part in layer._asdict().items()}
+    return parts
+
+
+def with_parts(state: Any, parts: Sequence[Tensor]) -> Any:
+    """A state like this one, of other tensors, in the order of `parts_of`."""
+    rest, changed = iter(parts), {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = next(rest)
+        elif isinstance(value, list):
+            changed[field.name] = [type(layer)(*(next(rest) for _ in layer)) for layer in value]
+    return dataclasses.replace(state, **changed)
 
 
 def _batch_axis(one: Tensor, two: Tensor) -> int:
@@ -122,11 +148,11 @@ def facts_of(model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool
     facts = {
         "model_type": MODEL_TYPE,
         "version": "1",  # of the inputs and outputs
-        "encoder": type(model.encoder).__name__.lower(),
+        "encoder": encoder.kind,
         "chunk_frames": context.chunk_frames,
         "left_chunks": context.left_chunks,
         "subsampling": SUBSAMPLING,
-        "lookahead_frames": LOOKAHEAD_FRAMES,
+        "lookahead_frames": model.encoder.lookahead_frames,
         "dim": encoder.dim,
         "vocab_size": model.config.vocab_size,
         "top": top,
@@ -137,12 +163,11 @@ def facts_of(model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool
     return {name: str(value) for name, value in facts.items()}
 
 
-def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bool = True, opset: int = OPSET) -> None:
+def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, opset: int = OPSET) -> None:
     """Writes what a step computes as an ONNX file.
 
     Args:
         facts: the metadata.
-        batched: the first axis of every tensor may have any length; all other sizes are those of the examples.
     Raises:
         RecipeError: if the opset cannot be written.
 
@@ -152,10 +177,11 @@ def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bo
     if not OPSETS[0] <= opset <= OPSETS[1]:
         expected = f"{OPSETS[0]} to {OPSETS[1]}, what this version of torch writes"
         raise RecipeError("--opset", expected=expected, found=opset, fix="leave it out, and update the runtime instead")
+    step.eval()  # torch's exporter leaves it as it finds it, with all its parts
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: that sizes become constants, which is what we want
         traced = Path(folder) / path.name  # weights of more than 2 GB come in many files, which are one in the end
-        axes = {name: {0: "batch"} for name in (*step.examples, *step.outputs)} if batched else None
+        axes = {name: {axis: "batch"} for name, axis in step.batch_axes.items()}
         torch.onnx.export(
             step,
             tuple(step.examples.values()),
@@ -170,7 +196,7 @@ def write_graph(step: Step, path: Path, facts: Mapping[str, str], *, batched: bo
         made = step(*step.examples.values())
     for output, tensor in zip(graph.graph.output, made, strict=True):  # tracing leaves names for sizes that it could not follow
         for axis, (size, number) in enumerate(zip(output.type.tensor_type.shape.dim, tensor.shape, strict=True)):
-            if axis or not batched:
+            if axis != step.batch_axes.get(output.name):
                 size.dim_value = number
     graph.producer_name, graph.producer_version = "nim4", __version__
     onnx.helper.set_model_props(graph, dict(facts))

@@ -15,7 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from nim4.config import RecipeError
 from nim4.corpus.feats import SHIFT_SAMPLES, WINDOW_SAMPLES, Fbank, mirrored
 from nim4.export.onnx import MODEL_TYPE, Step
-from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING, Context
+from nim4.model.conformer import SUBSAMPLING, Context
 
 TOLERANCE = 1e-3  # of a float32 graph, beside the model
 
@@ -51,6 +51,7 @@ class ExportedEncoder:
             raise RecipeError(path, expected="a graph of `nim4 export --format onnx`", found=found, fix="name its model.onnx")
         self.context = Context(int(facts["chunk_frames"]), int(facts["left_chunks"]))
         self.fbank = facts["fbank"] == "inside"
+        self._width = SUBSAMPLING * self.context.chunk_frames + int(facts["lookahead_frames"])  # feature frames
         self._first, _, *state = self._session.get_inputs()
         self._state = {part.name: (part.shape[1:], np.int64 if "int64" in part.type else np.float32) for part in state}
         self._outputs = [part.name for part in self._session.get_outputs()]
@@ -67,11 +68,10 @@ class ExportedEncoder:
 
     def chunks(self, samples: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """A recording, (N,) float32 in [-1, 1], as a stream: the outputs of each chunk, without the batch axis and frames beyond the end."""
-        frames_of_chunk, state = self.context.chunk_frames, self.initial_state(1)
-        shift, width = SUBSAMPLING * frames_of_chunk, SUBSAMPLING * frames_of_chunk + LOOKAHEAD_FRAMES
+        chunk_frames, width, state = self.context.chunk_frames, self._width, self.initial_state(1)
         whole = mirrored(torch.from_numpy(samples))
         features = Fbank().frames_of_padded(whole)
-        for start in range(0, len(features), shift):
+        for start in range(0, len(features), SUBSAMPLING * chunk_frames):
             length = min(width, len(features) - start)
             if self.fbank:
                 begin, size = start * SHIFT_SAMPLES, (width - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES
@@ -79,7 +79,7 @@ class ExportedEncoder:
             else:
                 x = F.pad(features[start : start + width], (0, 0, 0, width - length))
             outputs, state = self.step(x[None].numpy(), np.array([length]), state)
-            yield {name: output[0, : -(-length // SUBSAMPLING)] for name, output in outputs.items()}
+            yield {name: output[0, : min(-(-length // SUBSAMPLING), chunk_frames)] for name, output in outputs.items()}
 
 
 def check_graph(step: Step, path: Path, *, tolerance: float = TOLERANCE) -> float:
@@ -90,8 +90,9 @@ def check_graph(step: Step, path: Path, *, tolerance: float = TOLERANCE) -> floa
     """
     session, generator = open_graph(path), torch.Generator().manual_seed(0)
     first, outputs, inputs = next(iter(step.examples)), step.outputs, dict(step.examples)
-    if session.get_inputs()[0].shape[0] == "batch":  # not the number of streams that the graph was made with
-        inputs = {name: torch.cat([tensor, tensor[:1]]) for name, tensor in inputs.items()}
+    for name, axis in step.batch_axes.items():  # not the number of streams that the graph was made with
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], inputs[name].narrow(axis, 0, 1)], axis)
     shape = inputs.pop(first).shape
     state = [name for name in inputs if f"new_{name}" in outputs]
     inputs |= {name: torch.zeros_like(inputs[name]) for name in state}

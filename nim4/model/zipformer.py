@@ -202,7 +202,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, lens: Tensor) -> Tensor:
         """(B, S, D), (B,) -> (B, ceil(S / factor), D); the last frame of an utterance stands for those behind it."""
         factor, num_frames = len(self.bias), x.shape[1]
-        last = x[torch.arange(len(x), device=x.device), (lens - 1).clamp(min=0)][:, None]
+        last = x[torch.arange(x.shape[0], device=x.device), (lens - 1).clamp(min=0)][:, None]
         padded = -(-num_frames // factor) * factor
         x = torch.where(valid_mask(lens, padded)[..., None], F.pad(x, (0, 0, 0, padded - num_frames)), last)
         return (x.unflatten(1, (-1, factor)) * self.bias.softmax(0).to(x.dtype)[:, None]).sum(2)
@@ -338,22 +338,23 @@ class Zipformer(nn.Module):
             chunk_frames=context.chunk_frames,
         )
 
-    def forward_chunk(self, x: Tensor, state: ZipformerState) -> tuple[Tensor, ZipformerState]:
+    def forward_chunk(self, x: Tensor, state: ZipformerState, valid: Tensor | None = None) -> tuple[Tensor, ZipformerState]:
         """The next chunk of each stream.
 
         Args:
             x: (B, 4 C + 13, 80) float, normalised features of C encoder frames and 13 frames of look-ahead; at the end of a stream
                 `pad_value` stands for the missing ones. C is the context's chunk size, or less in the last chunk.
             state: the caches after the chunk before; left unchanged.
+            valid: as in Conformer.forward_chunk.
         Returns:
             (B, C, D) encoder frames, and the caches for the next chunk.
         """
         assert x.ndim == 3, x.shape
-        num_frames, over = divmod(x.shape[1] - self.lookahead_frames, SUBSAMPLING)
-        assert over == 0, x.shape
+        assert (x.shape[1] - self.lookahead_frames) % SUBSAMPLING == 0, x.shape
+        num_frames = (x.shape[1] - self.lookahead_frames) // SUBSAMPLING
         x, embed = self.encoder_embed(x, state.embed)
         x = F.pad(x, (0, 0, 0, 2 * (state.chunk_frames - num_frames)))
-        all_lens = torch.full_like(state.filled, 2 * num_frames)
+        all_lens = torch.full_like(state.filled, 2 * num_frames) if valid is None else 2 * valid.sum(1)
         frames, left = {}, state.layers[0].key.shape[1] * self.config.downsampling[0]
         for factor in {1, *self.config.downsampling}:
             lens = self._at_rate(all_lens, factor)

@@ -162,7 +162,7 @@ class AttentionWeights(nn.Module):
         by_position = self._of_frames(at @ position, keys.shape[2])
         if self.training and happens(self._pace(((0.0, 0.5), (4000.0, 0.0)))):
             by_position = by_position * 0.0  # not left out: under DDP every parameter takes part in every step
-        scores = query @ keys.mT + by_position
+        scores = query @ keys.transpose(2, 3) + by_position
         return scores.masked_fill(frames.blocked, BLOCKED).softmax(-1), key[:, key.shape[1] - cache.shape[1] :]
 
     @staticmethod
@@ -318,7 +318,7 @@ class ZipformerLayer(nn.Module):
         if self.training and happens(self._pace(self.CONSTANT_ATTENTION)):
             first_head = (first_head > 0).to(x.dtype)
             first_head = first_head / first_head.sum(-1, keepdim=True)
-        kept = self._dropped(x.new_ones(len(x), 1, 1), self.DYNAMIC_SKIP)  # one draw for all three that attend
+        kept = self._dropped(x.new_ones(len(x), 1, 1), self.DYNAMIC_SKIP) if self.training else 1.0  # one draw for all three that attend
         added, nonlin_attn = self.nonlin_attention(x, first_head, cache.nonlin_attn)
         x = x + self.balancer_na(added) * kept
         added, val1 = self.self_attn1(x, weights, cache.val1)

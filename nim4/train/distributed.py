@@ -67,7 +67,11 @@ def shard(model: nn.Module, methods: tuple[str, ...] = ()) -> None:
 
     Args:
         methods: names of methods beside `forward` that run the model.
+    Raises:
+        RecipeError: for a model with scalar parameters, which FSDP2 does not take: those of icefall's Zipformer.
     """
+    if any(parameter.ndim == 0 for parameter in model.parameters()):
+        raise RecipeError("train.parallel", expected="ddp: a Zipformer has scalar parameters", found="fsdp2", fix="--set train.parallel=ddp")
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for module in list(model.modules()):

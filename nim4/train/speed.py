@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nim4.config import OptimConfig, RecipeError
+from nim4.model.zipformer_layer import ZipformerLayer
 
 RESUMABLE = ("train.max_duration_s", "train.accum", "train.compile")  # settings that a run may change when it is resumed
 
@@ -22,9 +23,11 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """Compiles each block of `model` in place; names and weights stay as they are.
 
     Blocks of one kind share their kernels, and these take any number of utterances and frames: a new shape of batch compiles nothing.
+    Layers of a Zipformer stay as they are: their schedules change with every step, and each would be compiled anew.
     """
     for block in blocks_of(model):
-        block.compile(dynamic=True, backend=backend)
+        if not isinstance(block, ZipformerLayer):
+            block.compile(dynamic=True, backend=backend)
 
 
 def as_written(model: nn.Module) -> AbstractContextManager:

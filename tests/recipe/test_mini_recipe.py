@@ -136,6 +136,20 @@ def test_a_killed_training_goes_on_to_the_same_weights(folder, first):
     assert steps == [row["step"] for row in read_jsonl(folder / "results/mini/base/3_pretrain/metrics.jsonl")]
 
 
+def test_one_flag_gives_a_zipformer_in_every_stage(folder, first):
+    options = ("--encoder", "zipformer", "--tag", "zipformer")
+    done = run(folder, *options, "--stage", 3, "--decode", "ctc_streaming streaming", "--test", "test_grammar")
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = folder / "results/mini/zipformer"
+    for stage in TRAINED:
+        assert "kind: zipformer" in (made / stage / "config.yaml").read_text(encoding="utf-8"), stage
+    records = read_jsonl(made / "12_score/records.jsonl")
+    assert {(record["config"], record["metric"]) for record in records} == {("ctc_streaming", "PER"), ("ctc_streaming", "MER"), ("streaming", "MER")}
+    wrong = run(folder, "--encoder", "zipfomer")
+    assert wrong.returncode == 2
+    assert "--encoder: expected conformer or zipformer, found 'zipfomer'. Fix: did you mean zipformer?" in wrong.stderr
+
+
 def test_another_limit_rebuilds_from_the_start(folder, first, tmp_path):
     shutil.copytree(folder / "corpora", tmp_path / "corpora")
     done = run(tmp_path, "--stop-stage", 0, "--limit", 6)

@@ -12,7 +12,7 @@ from made_corpora import write_audio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig
+from nim4.config import AdaptorConfig, ConformerConfig, LlmConfig, ModelConfig, ZipformerConfig, build
 from nim4.corpus.batch import Batch
 from nim4.corpus.manifest import cuts_from_table, save_cuts
 from nim4.corpus.prompts import TURN_END, TURN_START
@@ -25,6 +25,22 @@ from nim4.stage import StageOutput
 
 INVENTORY = PhonemeInventory(["<blk>", "<unk>", "a", "b", "c", "d"])
 ENCODER = {"dim": 16, "num_blocks": 2, "num_heads": 2, "ffn_dim": 32, "conv_kernel": 7, "subsampling_channels": 4, "dropout": 0.0}
+ZIPFORMER = {
+    "kind": "zipformer",
+    "dims": [16, 24],
+    "downsampling": [1, 2],
+    "num_layers": [1, 1],
+    "num_heads": [2, 2],
+    "ffn_dims": [16, 24],
+    "conv_kernels": [7, 5],
+    "unmasked_dims": [12, 16],
+    "query_head_dim": 8,
+    "value_head_dim": 4,
+    "pos_dim": 8,
+    "subsampling_channels": [2, 2, 4],
+    "dropout": 0.1,
+    "relax_steps": 4,
+}
 TRAIN = {
     "max_steps": 6,
     "learning_rate": 1e-3,
@@ -47,6 +63,18 @@ def tiny_model(vocab_size=6, seed=0, **encoder):
     """A random model in evaluation mode, for `INVENTORY` unless another size is given."""
     torch.manual_seed(seed)
     model = PhonemeModel(ModelConfig(ConformerConfig(**(ENCODER | encoder)), vocab_size)).eval()
+    model.set_normalisation(torch.full((80,), -8.0), torch.full((80,), 4.0))
+    return model
+
+
+def tiny_zipformer(vocab_size=6, seed=0):
+    """The same with a Zipformer, whose layers do more than they do at first."""
+    torch.manual_seed(seed)
+    model = PhonemeModel(ModelConfig(build(ZipformerConfig, ZIPFORMER, "tiny"), vocab_size)).eval()
+    with torch.no_grad():
+        for name, parameter in model.encoder.named_parameters():
+            if name.endswith("out_proj.weight"):
+                parameter.mul_(10)
     model.set_normalisation(torch.full((80,), -8.0), torch.full((80,), 4.0))
     return model
 
@@ -180,9 +208,9 @@ def align_options(units, folder: Path, init, **train):
     return [*sft_options(units, folder, "align", init, **train), "--model-config", str(write_yaml(folder / "tiny_llm.yaml", shape))]
 
 
-def pretrain_options(units, folder: Path, **train):
+def pretrain_options(units, folder: Path, encoder=ENCODER, **train):
     """Options of stage 3 for the tiny model, without --out; its configs are written to `folder`."""
-    model = write_yaml(folder / "tiny_model.yaml", {"encoder": ENCODER})
+    model = write_yaml(folder / "tiny_model.yaml", {"encoder": encoder})
     cka = {"threshold": 0.9999, "every_fraction": 0.2, "max_frames": 100}
     config = write_yaml(folder / "tiny_train.yaml", {"pretrain": {"train": TRAIN | train, "cka": cka}})
     cmvn = units.parent / "fbank" / "cmvn.json"

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_zipformer
 
 from nim4.corpus.feats import Fbank
 from nim4.decode.ctc import StreamingCtc, offline_log_probs
-from nim4.decode.encoder import spoken
+from nim4.decode.encoder import StreamingEncoder, spoken
+from nim4.decode.together import run
 from nim4.model.conformer import Context
 from nim4.model.ctc import collapse
 
@@ -32,10 +33,11 @@ def decode(model, pieces, context):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("make", [tiny_model, tiny_zipformer])
 @pytest.mark.parametrize("context", [Context(16, 4), Context(4, 1), Context(8, 0)])
 @pytest.mark.parametrize("num_samples", [150, 3000, 16_001, 33_333, 10_240 * 3])
-def test_any_split_gives_the_masked_whole_pass(model, context, num_samples):
-    samples = noise(num_samples)
+def test_any_split_gives_the_masked_whole_pass(make, context, num_samples):
+    model, samples = make(), noise(num_samples)
     features = torch.from_numpy(Fbank().extract(samples))[None]
     whole, _ = model(features, torch.tensor([features.shape[1]]), context)
     rng = np.random.default_rng(1)
@@ -66,6 +68,22 @@ def test_a_speaker_hands_over_what_completes_a_chunk(model):
     pieces = spoken(samples, session)
     assert [(len(piece), len(session.accept(piece))) for piece in pieces] == [(10_840, 16), (10_240, 16), (10_240, 16), (680, 0)]
     assert len(session.finish()) == 2
+
+
+@torch.inference_mode()
+def test_a_zipformer_hears_streams_together_as_alone_and_waits_longer():
+    model, context = tiny_zipformer(), Context(8, 2)
+    recordings = [noise(num_samples, num_samples) for num_samples in (16_000, 16_000, 9_000)]
+    alone = [decode(model, [samples], context) for samples in recordings]
+    encoders = [StreamingEncoder(model, context) for _ in recordings]
+    tasks = run([encoder.accepting(samples) for encoder, samples in zip(encoders, recordings, strict=True)])
+    ends = run([encoder.finishing() for encoder in encoders])
+    for task, end, encoder, (log_probs, phones, _) in zip(tasks, ends, encoders, alone, strict=True):
+        chunks = [*task.value(), *end.value()]
+        torch.testing.assert_close(torch.cat([chunk.log_probs for chunk in chunks]), log_probs, atol=1e-5, rtol=0)
+        assert encoder.phones == phones
+    session = StreamingCtc(model, Context(16, 4))
+    assert session.missing_samples == StreamingCtc(tiny_model(), Context(16, 4)).missing_samples + 1600  # 100 ms
 
 
 def test_samples_after_the_end_are_refused(model):

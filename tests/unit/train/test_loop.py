@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import INVENTORY, TRAIN, tiny_model, write_features
+from tiny import INVENTORY, TRAIN, tiny_model, tiny_zipformer, write_features
 
 from nim4.config import AugmentConfig, NoiseConfig, OptimConfig, RecipeError, TrainConfig
 from nim4.corpus.batch import Source, TrainBatches, phone_batches
@@ -30,7 +30,19 @@ class Killed(Exception):
     pass
 
 
-def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None, after_step=lambda step: None, noise=None, **settings):
+def train(
+    manifest,
+    work,
+    *,
+    loss=None,
+    kill_at=None,
+    evaluate=None,
+    model=None,
+    after_step=lambda step: None,
+    before_step=lambda step: False,
+    noise=None,
+    **settings,
+):
     """A training run with dropout, both views and all augmentation; `kill_at` ends it inside that step's after_step."""
     config = TrainConfig(**(SETTINGS | settings))
     model = model or tiny_model(dropout=0.1)
@@ -43,7 +55,8 @@ def train(manifest, work, *, loss=None, kill_at=None, evaluate=None, model=None,
 
     evaluate = evaluate or (lambda: {"score": float(next(model.parameters()).abs().sum())})
     work.mkdir(exist_ok=True)
-    trainer = Trainer(model, loss or cr_ctc(model.mean, config), batches, config, work, ALONE, evaluate=evaluate, after_step=stop)
+    hooks = {"evaluate": evaluate, "after_step": stop, "before_step": before_step}
+    trainer = Trainer(model, loss or cr_ctc(model.mean, config), batches, config, work, ALONE, **hooks)
     trainer.run()
     return trainer
 
@@ -168,6 +181,23 @@ def test_a_killed_run_with_muon_resumes_to_the_last_digit(manifest, tmp_path):
     with pytest.raises(Killed):
         train(manifest, tmp_path / "work", optimizer="muon", kill_at=5)
     assert same(train(manifest, tmp_path / "work", optimizer="muon").model.state_dict(), whole)
+
+
+def test_a_killed_zipformer_resumes_to_the_last_digit(manifest, tmp_path):
+    """Its regularisers draw at every step, and their schedules go on where they were."""
+    settings = {"optimizer": "muon", "clip_norm": 1.0}
+
+    def weights(work, **kill):
+        model = tiny_zipformer()
+        paced = {"before_step": lambda step: model.at_step(step) is not None}
+        return train(manifest, work, model=model, **paced, **kill, **settings).model.state_dict()
+
+    whole = weights(tmp_path / "whole")
+    with pytest.raises(Killed):
+        weights(tmp_path / "work", kill_at=5)
+    assert same(weights(tmp_path / "work"), whole)
+    relaxed = train(manifest, tmp_path / "relaxed", model=tiny_zipformer(), **settings).model.state_dict()
+    assert not same(relaxed, whole), "at the end of its schedules from the start, it is another training"
 
 
 def test_muon_steps_the_matrices_between_hidden_layers():
