@@ -13,6 +13,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 import threading
@@ -25,10 +26,8 @@ import torch
 from websockets.asyncio.client import connect
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "unit"))  # has the server
 
 from common import parser_for, publish
-from triton_server import VARIABLE, TritonServer
 
 from nim4.config import ConformerConfig, ModelConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
@@ -43,10 +42,11 @@ from nim4.serve.gateway import Gateway
 from nim4.serve.limits import Gate, Limits
 from nim4.serve.triton_client import TritonEncoder
 from nim4.serve.vllm_engine import Counts, Text
-from nim4.stage import file_hash
+from nim4.stage import ROOT, file_hash
 
 WHAT = "What a stream costs the gateway: its processor time for each second of audio, encoder on Triton, a language model that costs nothing."
 PIECE_S = 0.1
+VARIABLE = "NIM4_TRITON_ENV"
 NAMES = ("北京", "上海", "总工程师", "人民广场", "语音识别")
 
 
@@ -134,7 +134,8 @@ def main() -> None:
         folder = Path(place)
         save_model(folder / "model", model.state_dict(), config, inventory)
         export_triton(model, file_hash(folder / "model" / WEIGHTS), folder / "repository", "python")
-        triton = stack.enter_context(TritonServer(folder / "repository", folder))
+        server_of = runpy.run_path(str(ROOT / "tests" / "unit" / "triton_server.py"))["TritonServer"]
+        triton = stack.enter_context(server_of(folder / "repository", folder))
         encoder = TritonEncoder(triton.address, folder / "model")
         asyncio.run(encoder.check())
         index = HotwordIndex.build(make_keys(enumerate(map(Name, NAMES)), inventory, ListReport()), inventory)

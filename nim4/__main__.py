@@ -156,8 +156,8 @@ def stream(args: argparse.Namespace) -> None:
 
 
 def add_serve(commands: Any) -> None:
+    from nim4.serve.__main__ import add_parts
     from nim4.serve.limits import KEYS_VARIABLE, Limits
-    from nim4.serve.parts import add_parts
 
     about = "Recordings over HTTP and streams over a WebSocket, with the event names of OpenAI's interface: see docs/serving.md."
     defaults = argparse.ArgumentDefaultsHelpFormatter
@@ -180,7 +180,8 @@ def add_serve(commands: Any) -> None:
 def serve(args: argparse.Namespace) -> None:
     """Serves until SIGTERM or Ctrl-C."""
     from nim4.decode.vad import check
-    from nim4.serve import app, parts
+    from nim4.serve import __main__ as options
+    from nim4.serve import app
     from nim4.serve.limits import Limits
     from nim4.train.distributed import pick_device
 
@@ -191,7 +192,7 @@ def serve(args: argparse.Namespace) -> None:
     check(vad)
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     model, address = (args.model, pick_device(args.device), args.precision), (args.host, args.port)
-    app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad, parts.parts_of(args))
+    app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad, options.parts_of(args))
 
 
 def add_score(commands: Any) -> None:

@@ -26,8 +26,8 @@ def add_export(commands: Any) -> None:
     parser.add_argument("--int8", action="store_true", help="and model.int8.onnx, with its weights in 8 bits")
     parser.add_argument("--fbank", choices=("inside", "outside"), default="outside", help="whether the graph takes samples, or log-Mel features")
     parser.add_argument("--opset", type=int, default=17, help="version of ONNX's operators")
-    backends = "for triton: what runs the graph there, python is for the CPU; see docs/deployment.md"
-    parser.add_argument("--backend", choices=("onnxruntime", "python"), default="onnxruntime", help=backends)
+    backends = "for triton: what runs the graph there, see docs/deployment.md; onnxruntime if it is left out, python is for the CPU"
+    parser.add_argument("--backend", choices=("onnxruntime", "python"), help=backends)
     parser.set_defaults(run=export)
 
 
@@ -42,6 +42,8 @@ def export(args: argparse.Namespace) -> None:
     if args.format == "triton":
         to_triton(args)
         return
+    if args.backend is not None:
+        raise RecipeError("--backend", expected="--format triton", found=f"--format {args.format}", fix="leave it out")
     if len(args.chunk_ms) > 1:
         raise RecipeError("--chunk-ms", expected="one size", found=len(args.chunk_ms), fix="give one, or --format triton")
     context, sherpa = context_of(args.chunk_ms[0], args.left_chunks), args.format == "sherpa-onnx"
@@ -84,12 +86,13 @@ def to_triton(args: argparse.Namespace) -> None:
     from nim4.model.checkpoint import WEIGHTS
     from nim4.stage import file_hash
 
-    for option, value, default in (("--int8", args.int8, False), ("--fbank", args.fbank, "outside"), ("--left-chunks", args.left_chunks, 4)):
+    fixed = {"--int8": (args.int8, False), "--fbank": (args.fbank, "outside"), "--left-chunks": (args.left_chunks, 4), "--opset": (args.opset, 17)}
+    for option, (value, default) in fixed.items():
         if value != default:
             raise RecipeError(option, expected="it to be left out", found="--format triton, which has no choice of that", fix="leave it out")
     torch.set_num_threads(1)
     model, _ = load(args.model)
-    export_triton(model, file_hash(args.model / WEIGHTS), args.out, args.backend, args.chunk_ms)
+    export_triton(model, file_hash(args.model / WEIGHTS), args.out, args.backend or "onnxruntime", args.chunk_ms)
     stage.log.info("%s: done; start tritonserver --model-repository %s", args.out, args.out)
 
 

@@ -1,6 +1,5 @@
-"""Where the parts of a server run: `--encoder` and `--engine`, and what is made of them."""
+"""Where the parts of a server run, and the service that is made of them."""
 
-import argparse
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nim4.config import RecipeError, VadConfig
+from nim4.config import VadConfig
 from nim4.decode.hotword import HotwordIndex
 from nim4.model.asr import load_speech_llm, read_speech_llm_config
 from nim4.model.checkpoint import load_model
@@ -36,23 +35,6 @@ class Parts:
 
 
 HERE = Parts()
-
-
-def add_parts(parser: argparse.ArgumentParser) -> None:
-    """The options of a gateway; `parts_of` reads them."""
-    parser.add_argument(
-        "--encoder", default=LOCAL, help="local, or servers that run it: grpc://HOST:PORT, separated by commas; see docs/deployment.md"
-    )
-    parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="of the language model: hf is this process, vllm needs that package")
-    parser.add_argument("--engines", type=int, default=1, help="processes of vllm; where there are GPUs each has its own")
-
-
-def parts_of(args: argparse.Namespace) -> Parts:
-    """What the options say. Raises RecipeError for a number of engines that cannot be."""
-    if args.engines < 1 or (args.engines > 1 and args.engine == "hf"):
-        expected = "at least 1, and no more than 1 with --engine hf"
-        raise RecipeError("--engines", expected=expected, found=args.engines, fix="leave it out, or add --engine vllm")
-    return Parts(args.encoder, args.engine, args.engines)
 
 
 def new_service(parts: Parts, model: tuple[Path, torch.device, str], indexes: Mapping[str, Path], limits: Limits, vad: VadConfig) -> Reception:

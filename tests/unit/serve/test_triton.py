@@ -85,8 +85,7 @@ def test_a_configuration_says_what_the_graph_says(repository, acoustic, backend)
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_a_configuration_is_read_by_tritons_own_parser(acoustic, backend):
     messages = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    from google.protobuf import text_format
-
+    text_format = pytest.importorskip("google.protobuf.text_format")
     config = text_format.Parse(config_text(acoustic, Context(16, 4), backend, 4, "0"), messages.ModelConfig())
     assert (config.name, config.backend, config.max_batch_size) == (name_of(640), backend, 128)
     assert config.sequence_batching.oldest.max_candidate_sequences == 2048
