@@ -10,6 +10,7 @@ import torch
 from made_engine import MadeEngine
 from running_server import RunningServer, as_float, pcm, wait_for
 from test_serve_uploads import EVERYTHING, file_of
+from triton_server import free_port
 
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
@@ -264,3 +265,53 @@ def test_lost_triton_servers_lose_no_text(model, talkative, repository, triton, 
             assert list(pool.map(said, clients)) == [final_of(model, spoken) for spoken in samples]
             assert metric(server, "replicas_lost_total") >= 1
             assert metric(server, "chunks_again_total") >= 4
+
+
+# ----------------------------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--encoder", "127.0.0.1:8001"], "--encoder: expected addresses as grpc://HOST:PORT"),
+        (["--engines", "0"], "--engines: expected at least 1"),
+        (["--engines", "2"], "no more than 1 with --engine hf"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_one_line(nim4, talkative, options, expected):
+    code, _, told = nim4("serve", "--model", talkative, "--port", 0, *options)
+    assert code == 2
+    assert len(told) == 1
+    assert expected in told[0]
+
+
+def test_a_server_of_the_encoder_that_is_not_there_is_told_before_the_model_is_read(nim4, talkative, monkeypatch):
+    pytest.importorskip("tritonclient.grpc")
+    monkeypatch.setattr("nim4.serve.parts.load_speech_llm", lambda *_: pytest.fail("it was read"))
+    code, _, told = nim4("serve", "--model", talkative, "--port", 0, "--encoder", f"grpc://127.0.0.1:{free_port()}")
+    assert code == 2
+    assert "expected a Triton server that is ready" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--format", "onnx", "--backend", "python"], "--backend: expected --format triton"),
+        (["--format", "onnx", "--chunk-ms", "640", "320"], "--chunk-ms: expected one size, found 2"),
+        (["--format", "triton", "--int8"], "--int8: expected it to be left out"),
+        (["--format", "triton", "--chunk-ms", "600"], "multiples of 40 that divide 2560, found 600"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_one_line(nim4, talkative, tmp_path, options, expected):
+    code, _, told = nim4("export", "--model", talkative, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert len(told) == 1
+    assert expected in told[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_writes_a_repository(nim4, talkative, tmp_path):
+    assert nim4("export", "--format", "triton", "--model", talkative, "--out", tmp_path / "out") == (0, [], [])
+    folder = tmp_path / "out" / "nim4_encoder_640ms"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == ["1/model.onnx", "config.pbtxt"]
+    assert 'backend: "onnxruntime"' in (folder / "config.pbtxt").read_text()
