@@ -36,6 +36,12 @@ class Package:
 OPTIONAL = (
     Package("sounddevice", "", "python -m nim4 stream --mic", "python -m pip install sounddevice"),
     Package("WeTextProcessing", "", "python -m nim4 score --engine WeTextProcessing", "python -m pip install WeTextProcessing==1.2.0"),
+    Package(
+        "vllm",
+        "",
+        "streams on vLLM, see docs/vllm.md",
+        "utils/check_vllm.sh --install",
+    ),
     Package("k2", "", "graph decoding, CTC of its own", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
     Package("kaldifeat", "", "features on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"),
     Package("icefall", "", "its checkpoints and model averaging", "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall"),

@@ -1,6 +1,6 @@
 """The door to vLLM: an engine of its own process that reads our model folders, and the two kinds of requests that streams make.
 
-Written for vLLM 0.32, whose names change from release to release; see docs/deployment.md for the versions.
+Written for vLLM 0.32, whose names change from release to release; docs/vllm.md has the versions.
 """
 
 import asyncio
@@ -17,12 +17,14 @@ from nim4.config import RecipeError
 from nim4.corpus.manifest import MAX_DURATION_S
 from nim4.model.asr import LLM_FOLDER, read_speech_llm_config
 
-INSTALL = "utils/check_vllm.sh --install, see docs/deployment.md"
+INSTALL = "see docs/vllm.md"
 ENTRY_POINT = "vllm.general_plugins"
 FORMAT = "nim4"  # vLLM's --config-format, under which nim4/serve/vllm_plugin.py reads our folders
 MAX_ITEMS = round(MAX_DURATION_S / 0.16) + 1  # of a request: one embedding each, for as long as an utterance may be
 MAX_APPENDED_TOKENS = 8  # ours: of a chunk of 1.28 s; what open requests have sent last stays in vLLM's cache of embeddings
 MIN_BATCHED_TOKENS = 4096  # ours: of a pass; room for the embeddings of a stream that comes back, or of a whole recording
+
+CPU_BLOCK_SIZE = 32  # tokens: the least it can have there; by default it is 128, and a text reads half a block again. On GPUs it is 16
 
 
 class EngineLost(Exception):
@@ -77,7 +79,7 @@ class Answer:
 
     Attributes:
         accepted: tokens of the draft that the answer begins with.
-        ids: of the answer behind them, its end included.
+        ids: of the answer behind them, its end included; none where the draft could not be verified.
         prompt_tokens: of the request; `cached_tokens` of them had not to be read again.
     """
 
@@ -131,6 +133,7 @@ class VllmClient:
             max_num_seqs=2 * settings.max_streams,  # an open request and a text of each
             max_num_batched_tokens=max(MIN_BATCHED_TOKENS, settings.max_tokens, MAX_APPENDED_TOKENS * settings.max_streams),
             enable_prefix_caching=True,
+            block_size=CPU_BLOCK_SIZE if cpu else None,
             limit_mm_per_prompt={"audio": MAX_ITEMS},
             mm_processor_cache_gb=settings.cache_gb,
             gpu_memory_utilization=settings.memory_share,
@@ -182,7 +185,10 @@ class VllmClient:
                 async for output in outputs:
                     if not checked and output.prompt_logprobs is not None:
                         checked = True
-                        best = [_first_choice(row) for row in output.prompt_logprobs[-len(draft) :]]  # of cached tokens there is none
+                        num_read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                        if num_read <= len(draft):  # vLLM has no choices for what it found read, as when a text is asked for once more
+                            return Answer(0, [], len(output.prompt_token_ids), output.num_cached_tokens)
+                        best = [_first_choice(row) for row in output.prompt_logprobs[-len(draft) :]]
                         accepted = next((place for place, token in enumerate(draft) if token != best[place]), len(draft))
                         if accepted < len(draft):
                             return Answer(accepted, [best[accepted]], len(output.prompt_token_ids), output.num_cached_tokens or 0)
@@ -190,6 +196,8 @@ class VllmClient:
                 await outputs.aclose()
         if output is None or output.outputs[0].finish_reason == "abort":
             raise RuntimeError("the stream has ended")
+        if not checked:
+            raise RuntimeError("vLLM gave no choices for the prompt, so that the draft is not verified")
         return Answer(len(draft), list(output.outputs[0].token_ids), len(output.prompt_token_ids), output.num_cached_tokens or 0)
 
     def session(self, name: str) -> "VllmSession":

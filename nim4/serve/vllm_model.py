@@ -79,7 +79,7 @@ class SpeechParser(MultiModalDataParser):
     """Takes frames as they are, and brings anything else that vLLM knows as audio to 16 kHz."""
 
     def _parse_audio_data(self, data: Any) -> SpeechItems:
-        items = data if isinstance(data, list) and not isinstance(data[0], int | float) else [data]
+        items = data if isinstance(data, list) and not isinstance(next(iter(data), None), int | float) else [data]  # a list of numbers is samples
         return SpeechItems([self._parsed(item) for item in items])
 
     def _parsed(self, item: Any) -> Any:

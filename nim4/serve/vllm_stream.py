@@ -252,7 +252,7 @@ class VllmStream:
             return [], 0
         accepted, ids = await self._ask([*after, *draft], limit - len(draft), draft)
         ids = [*draft[:accepted], *ids]
-        if accepted < len(draft) and ids[-1] != end and len(ids) < limit:
+        if accepted < len(draft) and end not in ids[-1:] and len(ids) < limit:
             ids += (await self._ask([*after, *ids], limit - len(ids), []))[1]
         return cut_at(ids, end), accepted
 
