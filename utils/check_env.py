@@ -42,6 +42,12 @@ OPTIONAL = (
         "streams on vLLM, see docs/vllm.md",
         "utils/check_vllm.sh --install",
     ),
+    Package(
+        "tritonclient",
+        "",
+        "python -m nim4 serve --encoder grpc://HOST:PORT, see docs/deployment.md",
+        "python -m pip install --no-deps tritonclient==2.73.0 python-rapidjson==1.25",
+    ),
     Package("k2", "", "graph decoding, CTC of its own", "python -m pip install --no-build-isolation git+https://github.com/k2-fsa/k2"),
     Package("kaldifeat", "", "features on a GPU", "python -m pip install --no-build-isolation git+https://github.com/csukuangfj/kaldifeat"),
     Package("icefall", "", "its checkpoints and model averaging", "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall"),
