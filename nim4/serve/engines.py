@@ -58,14 +58,14 @@ class Engines:
                 self._lost(engine)
         raise Busy(reason)
 
-    async def call(self, stream: Any, what: Callable[[], Awaitable[Result]], otherwise: Result | None = None) -> Result | None:
+    async def call(self, stream: Any, what: Callable[[], Awaitable[Result]], may_be_left_out: bool = False) -> Result | None:
         """The result of a call of a stream, which moves to another engine when its own is lost.
 
         Args:
             what: the call; made again after a move.
-            otherwise: the result where there is no room for it. Of a partial text: the text before, since the next one tells more anyway.
+            may_be_left_out: where there is no room, as a partial text may, since the next one tells more anyway; the result is None then.
         Raises:
-            Busy: if there is no engine, or no room for what is not a partial text.
+            Busy: if there is no engine, or no room for what may not be left out.
         """
         while True:
             try:
@@ -74,9 +74,9 @@ class Engines:
                 await self._move(stream)
             except NoRoom as error:
                 self.metrics.count("no_room_total")
-                if otherwise is None:
-                    raise Busy(str(error)) from error
-                return otherwise
+                if may_be_left_out:
+                    return None
+                raise Busy(str(error)) from error
 
     async def _move(self, stream: Any) -> None:
         self._lost(stream.engine)

@@ -137,9 +137,9 @@ class EncoderGateway(Service):
     async def hear(self, job: Job) -> Hypothesis:
         """Does a session's job; raises Busy if no server of the encoder can be reached."""
         fed: FedSession = job.session
-        dtype = self._model.adaptor.up.weight
+        like = self._model.adaptor.up.weight
         for chunk in await fed.heard.stream.hear(job.samples, job.ends):
-            fed.heard.waiting.append(Chunk(chunk.frames.to(dtype), chunk.log_probs))
+            fed.heard.waiting.append(Chunk(chunk.frames.to(like), chunk.log_probs))
         return await super().hear(Job(fed.session, job.samples, job.ends))
 
     def forget(self, session: FedSession) -> None:
@@ -215,8 +215,8 @@ class EngineSession:
             await self._ears.close()
         else:
             with self._timed("partial_seconds"):
-                text = await self._engines.call(self._stream, lambda: self._stream.partial(self._hotwords.hints), self._shown)
-        self._shown = text
+                text = await self._engines.call(self._stream, lambda: self._stream.partial(self._hotwords.hints), may_be_left_out=True)
+        self._shown = text = text or self._shown
         return self._hypothesis(text)
 
     async def take(self, samples: np.ndarray, ends: bool) -> None:
@@ -240,8 +240,8 @@ class EngineSession:
         if self._is_open:
             self._is_open = False
             self._metrics.count("aborted_total")
-            await self._ears.close()
             await self._stream.close()
+            await self._ears.close()
 
     def _hypothesis(self, text: Any) -> Hypothesis:
         phones, hints, audio_s = tuple(self._phones.ids), tuple(self._hotwords.hints), self._num_samples / SAMPLING_RATE_HZ

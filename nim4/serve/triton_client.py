@@ -172,8 +172,8 @@ class TritonEncoder:
         """Leaves a server alone for a while."""
         if replica.away_until_s <= time.monotonic():
             log.warning("%s is left alone for %g s: %s", replica.address, AWAY_S, error)
+            self.metrics.count("replicas_lost_total", part="encoder")
         replica.away_until_s, replica.is_checked = time.monotonic() + AWAY_S, False
-        self.metrics.count("replicas_lost_total", part="encoder")
 
     async def close(self) -> None:
         """Ends all connections."""

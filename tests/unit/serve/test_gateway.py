@@ -208,7 +208,7 @@ def test_where_there_is_no_room_partials_wait_and_nothing_crashes(model):
             engine.is_full = True
             client.speak(samples[24_000:])
             wait_for(lambda: metric(server, "no_room_total") >= 2)
-            with server.stream() as other:  # there is none for another one either
+            with server.stream() as other:  # nor is there any for another one
                 other.speak(pcm(1.0))
                 assert other.rest()[1] == 1013
             engine.is_full = False
