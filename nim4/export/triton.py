@@ -88,7 +88,8 @@ def export_triton(
 def config_text(model: PhonemeModel, context: Context, backend: Backend, top: int, fingerprint: str) -> str:
     """The content of config.pbtxt; arguments as of export_triton."""
     step = StreamingStep(model, context, top=top)
-    inputs, states = dict(step.examples), {name: step.examples[name] for name in step.state_names}
+    inputs = dict(step.examples)
+    states = {name: example for name, example in inputs.items() if f"new_{name}" in step.outputs}
     chunk, dim = context.chunk_frames, model.config.encoder.dim
     outputs = {
         "frames": torch.zeros(1, chunk, dim),
