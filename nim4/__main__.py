@@ -157,6 +157,7 @@ def stream(args: argparse.Namespace) -> None:
 
 
 def add_serve(commands: Any) -> None:
+    from nim4.serve.__main__ import add_parts
     from nim4.serve.limits import KEYS_VARIABLE, Limits
 
     about = "Recordings over HTTP and streams over a WebSocket, with the event names of OpenAI's interface: see docs/serving.md."
@@ -172,6 +173,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
     for name, about in LIMITS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=int(getattr(Limits, name)), help=about)
+    add_parts(parser)
     add_common(parser)
     parser.set_defaults(run=serve)
 
@@ -179,6 +181,7 @@ def add_serve(commands: Any) -> None:
 def serve(args: argparse.Namespace) -> None:
     """Serves until SIGTERM or Ctrl-C."""
     from nim4.decode.vad import check
+    from nim4.serve import __main__ as options
     from nim4.serve import app
     from nim4.serve.limits import Limits
     from nim4.train.distributed import pick_device
@@ -190,7 +193,7 @@ def serve(args: argparse.Namespace) -> None:
     check(vad)
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     model, address = (args.model, pick_device(args.device), args.precision), (args.host, args.port)
-    app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad)
+    app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad, options.parts_of(args))
 
 
 def add_score(commands: Any) -> None:

@@ -54,6 +54,12 @@ OPTIONAL = (
         "tests compare with it; its checkpoints are read without it",
         "python -m pip install --no-deps git+https://github.com/k2-fsa/icefall",
     ),
+    Package(
+        "tritonclient",
+        "",
+        "python -m nim4 serve --encoder grpc://HOST:PORT, see docs/deployment.md",
+        "python -m pip install --no-deps tritonclient==2.73.0 python-rapidjson==1.25",
+    ),
 )
 
 

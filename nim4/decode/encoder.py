@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from nim4.config import DecodeConfig
-from nim4.corpus.feats import LEFT_MIRROR_SAMPLES, SAMPLING_RATE_HZ, SHIFT_SAMPLES, WINDOW_SAMPLES, Fbank, StreamingFbank, checked_samples
+from nim4.corpus.feats import (
+    LEFT_MIRROR_SAMPLES,
+    NUM_MEL_BINS,
+    SAMPLING_RATE_HZ,
+    SHIFT_SAMPLES,
+    WINDOW_SAMPLES,
+    Fbank,
+    StreamingFbank,
+    checked_samples,
+)
 from nim4.decode.together import Work, alone
 from nim4.model.conformer import SUBSAMPLING, Conformer, ConformerState, Context, valid_mask
 from nim4.model.ctc import BLANK, PhonemeModel, collapse
@@ -188,51 +197,39 @@ def record_chunks(model: PhonemeModel, context: Context) -> None:
 # ------------------------------------------------------------------------------------------------------------------- streams
 
 
-class StreamingEncoder:
-    """Encoder frames and greedy phonemes of one stream, as its samples come.
+class ChunkFeatures:
+    """Features of the chunks of one stream, as its samples come.
 
     Args:
-        model: in evaluation mode.
-        context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
+        chunk_frames: C, encoder frames of a chunk.
+        lookahead_frames: features that the encoder sees beyond those of a chunk.
 
-    An encoder chunk of C frames needs 4 C feature frames and the encoder's look-ahead, so it can be encoded 30 ms of audio (Zipformer: 130 ms)
-    and half a window after its end; `finish` pads what is left. Samples wait until their chunk can be encoded: then the same arithmetic is
-    done, and the result is the same to the last digit, however they come. `accepting` and `finishing` are `accept` and `finish` as work for
-    nim4/decode/together.py.
+    A chunk needs 4 C feature frames and the encoder's look-ahead, so it is there 30 ms of audio (Zipformer: 130 ms) and half a window after its end;
+    `finishing` gives what is left.
+    Samples wait until their chunk is whole: then the same arithmetic is done, and the result is the same to the last digit, however they come.
     """
 
-    def __init__(self, model: PhonemeModel, context: Context):
-        self._model = model
-        self._chunk_frames = context.chunk_frames
+    def __init__(self, chunk_frames: int, lookahead_frames: int):
+        self._chunk_frames, self._lookahead_frames = chunk_frames, lookahead_frames
         self._fbank = StreamingFbank()
-        self._features = torch.zeros(0, model.config.encoder.num_mel_bins)
-        self._state = model.encoder.initial_state(1, context)
+        self._framed = torch.zeros(0, NUM_MEL_BINS)
         self._samples = torch.zeros(0)
-        num_features = SUBSAMPLING * context.chunk_frames + model.encoder.lookahead_frames
+        num_features = SUBSAMPLING * chunk_frames + lookahead_frames
         self._wanted = (num_features - 1) * SHIFT_SAMPLES + WINDOW_SAMPLES - LEFT_MIRROR_SAMPLES  # samples of the next chunk
         self._finished = False
-        self._last = BLANK
-        self.phones: list[int] = []  # ids, so far
 
     @property
     def missing_samples(self) -> int:
         """How many more samples complete the next chunk."""
         return self._wanted - len(self._samples)
 
-    def accept(self, samples: np.ndarray) -> list[Chunk]:
-        """The chunks that (N,) float32 samples in [-1, 1] complete.
+    def accepting(self, samples: np.ndarray) -> Work[list[Tensor]]:
+        """(T, 80) float32 features of each chunk that (N,) float32 samples in [-1, 1] complete; T is 4 C and the look-ahead.
 
         Raises:
             ValueError: if the samples are of another shape, type or scale; then nothing of them is kept.
-            RuntimeError: after `finish`.
+            RuntimeError: after `finishing`.
         """
-        return alone(self.accepting(samples))
-
-    def finish(self) -> list[Chunk]:
-        """The chunks of what is left at the end of the stream."""
-        return alone(self.finishing())
-
-    def accepting(self, samples: np.ndarray) -> Work[list[Chunk]]:
         if self._finished:
             raise RuntimeError("accept() came after finish(): a new stream needs a new encoder")
         self._samples = torch.cat([self._samples, checked_samples(samples, SAMPLING_RATE_HZ)])
@@ -241,30 +238,94 @@ class StreamingEncoder:
             samples, self._samples = self._samples[: self._wanted], self._samples[self._wanted :].clone()
             yield from self._frame(self._fbank.ready(samples))
             self._wanted = SUBSAMPLING * self._chunk_frames * SHIFT_SAMPLES
-            chunks.append((yield from self._encode(self._chunk_frames)))
+            chunks.append(self._next())
         return chunks
 
-    def finishing(self) -> Work[list[Chunk]]:
+    def finishing(self) -> Work[list[Tensor]]:
+        """The same of what is left at the end of the stream; T of the last is less, and num_frames says what it comes to."""
         self._finished = True
         yield from self._frame(self._fbank.ready(self._samples))
         yield from self._frame(self._fbank.ready_at_the_end())
         chunks = []
-        while len(self._features):
-            chunks.append((yield from self._encode(min(self._chunk_frames, -(-len(self._features) // SUBSAMPLING)))))
+        while len(self._framed):
+            chunks.append(self._next())
         return chunks
+
+    def num_frames(self, features: Tensor) -> int:
+        """Encoder frames of a chunk with these features."""
+        return min(self._chunk_frames, -(-len(features) // SUBSAMPLING))
 
     def _frame(self, samples: Tensor) -> Work[None]:
         frames = yield Frame(self._fbank.fbank, samples)
-        self._features = torch.cat([self._features, self._fbank.done(frames)])
+        self._framed = torch.cat([self._framed, self._fbank.done(frames)])
 
-    def _encode(self, num_frames: int) -> Work[Chunk]:
-        features = self._features[: SUBSAMPLING * num_frames + self._model.encoder.lookahead_frames]
-        chunk, self._state = yield Encode(self._model, features, num_frames, self._chunk_frames, self._state)
-        self._features = self._features[SUBSAMPLING * num_frames :]
-        labels = chunk.log_probs.argmax(-1).tolist()
-        self.phones += collapse(labels, self._last)
-        self._last = labels[-1]
+    def _next(self) -> Tensor:
+        num_frames = self.num_frames(self._framed)
+        chunk, self._framed = self._framed[: SUBSAMPLING * num_frames + self._lookahead_frames], self._framed[SUBSAMPLING * num_frames :]
         return chunk
+
+
+class GreedyPhones:
+    """The phonemes of one stream: the best of each frame, repeats merged across chunks too."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._last = BLANK
+
+    def hear(self, log_probs: Tensor) -> None:
+        """(S, V) float32 log-probabilities of the next frames."""
+        labels = log_probs.argmax(-1).tolist()
+        self.ids += collapse(labels, self._last)
+        self._last = labels[-1]
+
+
+class StreamingEncoder:
+    """Encoder frames and greedy phonemes of one stream, as its samples come; see ChunkFeatures for what waits for what.
+
+    Args:
+        model: in evaluation mode.
+        context: chunk size and left context, e.g. Context(16, 4) for 640 ms and 2.56 s.
+
+    `accepting` and `finishing` are `accept` and `finish` as work for nim4/decode/together.py.
+    """
+
+    def __init__(self, model: PhonemeModel, context: Context):
+        self._model, self._chunk_frames = model, context.chunk_frames
+        self._features = ChunkFeatures(context.chunk_frames, model.encoder.lookahead_frames)
+        self._state = model.encoder.initial_state(1, context)
+        self._phones = GreedyPhones()
+
+    @property
+    def phones(self) -> list[int]:
+        """Ids, so far."""
+        return self._phones.ids
+
+    @property
+    def missing_samples(self) -> int:
+        """How many more samples complete the next chunk."""
+        return self._features.missing_samples
+
+    def accept(self, samples: np.ndarray) -> list[Chunk]:
+        """The chunks that (N,) float32 samples in [-1, 1] complete. Raises as ChunkFeatures.accepting."""
+        return alone(self.accepting(samples))
+
+    def finish(self) -> list[Chunk]:
+        """The chunks of what is left at the end of the stream."""
+        return alone(self.finishing())
+
+    def accepting(self, samples: np.ndarray) -> Work[list[Chunk]]:
+        return (yield from self._encode((yield from self._features.accepting(samples))))
+
+    def finishing(self) -> Work[list[Chunk]]:
+        return (yield from self._encode((yield from self._features.finishing())))
+
+    def _encode(self, parts: Sequence[Tensor]) -> Work[list[Chunk]]:
+        chunks = []
+        for features in parts:
+            chunk, self._state = yield Encode(self._model, features, self._features.num_frames(features), self._chunk_frames, self._state)
+            self._phones.hear(chunk.log_probs)
+            chunks.append(chunk)
+        return chunks
 
 
 def context_of(config: DecodeConfig) -> Context:

@@ -114,8 +114,7 @@ class Transcriber:
 
     def places(self, samples: np.ndarray) -> Iterator[list[tuple[int, int]]]:
         """Where the segments of a recording are, start and end in samples, piece by piece as they are found. Raises as `transcribe`."""
-        for found in segments_by_piece(samples, self._vad):
-            yield [(start, end) for start, end in found if end - start >= WINDOW_SAMPLES]
+        return speech_places(samples, self._vad)
 
     @torch.inference_mode()
     def decode(self, samples: np.ndarray, places: Sequence[tuple[int, int]]) -> list[Segment]:
@@ -141,19 +140,38 @@ class Transcriber:
         return self._model.encode(*features_of([samples[start:end] for start, end in places], self._model.acoustic.mean.device))
 
     def _segment(self, place: tuple[int, int], log_probs: np.ndarray, text: str, hints: Sequence[str]) -> Segment:
-        start_s, end_s = (sample / SAMPLING_RATE_HZ for sample in place)
-        words, untimed = None, None
-        if self._lexicon is not None:
-            try:
-                words = tuple(word_times(text, log_probs, self._lexicon, self._inventory, start_s, end_s))
-            except ValueError as error:
-                untimed = str(error)
-        return Segment(start_s, end_s, text, words, untimed, tuple(hints))
+        return timed_segment(place, text, log_probs, hints, self._lexicon, self._inventory)
 
     def _hints(self, log_probs: np.ndarray) -> list[str]:
         if self._hotwords is None:
             return list(self._given)
         return Hints(self._given, self._max_hints).update(self._hotwords.search_log_probs(log_probs, self._limits))
+
+
+def speech_places(samples: np.ndarray, vad: VadConfig) -> Iterator[list[tuple[int, int]]]:
+    """Where the segments of a recording are that have at least a frame, start and end in samples, piece by piece as they are found."""
+    for found in segments_by_piece(samples, vad):
+        yield [(start, end) for start, end in found if end - start >= WINDOW_SAMPLES]
+
+
+def timed_segment(
+    place: tuple[int, int], text: str, log_probs: np.ndarray | None, hints: Sequence[str], lexicon: Lexicon | None, inventory: PhonemeInventory
+) -> Segment:
+    """A segment with the times of its words.
+
+    Args:
+        place: start and end in samples.
+        log_probs: (S, V) float32, of the phoneme head.
+        lexicon: None = words are not timed, and `log_probs` are not needed.
+    """
+    start_s, end_s = (sample / SAMPLING_RATE_HZ for sample in place)
+    words, untimed = None, None
+    if lexicon is not None:
+        try:
+            words = tuple(word_times(text, log_probs, lexicon, inventory, start_s, end_s))
+        except ValueError as error:
+            untimed = str(error)
+    return Segment(start_s, end_s, text, words, untimed, tuple(hints))
 
 
 def _batches(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

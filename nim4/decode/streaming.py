@@ -47,6 +47,7 @@ ROLLBACK_TOKENS = 5  # paper, section 3.6
 FREE_CHUNKS = 2  # paper, section 3.6: nothing of their texts is kept
 MAX_NEW_TOKENS = 16  # ours: of a partial, so that one that loops holds nobody up; nobody says more in 640 ms
 DEPLOYED = Context(16, 4)  # paper, section 3.6: 640 ms, and 2.56 s before them
+Clock = Callable[[], float]
 CUT_CHARACTER = "\ufffd"  # what a tokenizer gives for bytes that are no whole character
 
 
@@ -147,14 +148,15 @@ class Recogniser:
         self.model, self.context, self.hotwords, self.limits, self.max_hints = model, context, hotwords, limits, max_hints
         self.rows = rows or new_rows(model)
 
-    def session(self, given: Sequence[str] = (), clock: Callable[[], float] = time.perf_counter) -> "StreamingSession":
+    def session(self, given: Sequence[str] = (), clock: Clock = time.perf_counter, encoder: StreamingEncoder | None = None) -> "StreamingSession":
         """A new stream.
 
         Args:
             given: hints by hand.
             clock: seconds, for the log.
+            encoder: that it hears through; None = one of the model's own.
         """
-        return StreamingSession(self, given, clock)
+        return StreamingSession(self, given, clock, encoder or StreamingEncoder(self.model.acoustic, self.context))
 
     def hear(self, jobs: Sequence[Job]) -> list[Hypothesis | Exception]:
         """Does a job for each of many sessions: what `append` and `partial`, or `finalize`, would do, and with the same results.
@@ -201,9 +203,8 @@ class StreamingSession:
     After `finalize` or `abort` nothing but `events` is left, and every further call raises RuntimeError.
     """
 
-    def __init__(self, recogniser: Recogniser, given: Sequence[str], clock: Callable[[], float]):
-        self._recogniser, self._model, self._clock = recogniser, recogniser.model, clock
-        self._encoder = StreamingEncoder(self._model.acoustic, recogniser.context)
+    def __init__(self, recogniser: Recogniser, given: Sequence[str], clock: Clock, encoder: StreamingEncoder):
+        self._recogniser, self._model, self._clock, self._encoder = recogniser, recogniser.model, clock, encoder
         self._frames = self._model.adaptor.up.weight.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
         self._row = recogniser.rows.new()  # of the prefix and the speech before the last text
         self._unread = self._model.llm.get_input_embeddings().weight.detach()[:0]  # (A, D) embeddings of the speech since then

@@ -9,7 +9,7 @@ from typing import Any
 from nim4 import stage
 from nim4.config import RecipeError
 
-FORMATS = ("onnx", "sherpa-onnx")
+FORMATS = ("onnx", "sherpa-onnx", "triton")
 
 
 def add_export(commands: Any) -> None:
@@ -17,14 +17,17 @@ def add_export(commands: Any) -> None:
     with the model, chunk by chunk, before it gets its name."""
     defaults = argparse.ArgumentDefaultsHelpFormatter
     parser = commands.add_parser("export", description=about, help="the streaming encoder for another runtime", formatter_class=defaults)
-    parser.add_argument("--format", choices=FORMATS, required=True, help="for ONNX Runtime, or for sherpa-onnx's OnlineRecognizer")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="for ONNX Runtime, sherpa-onnx's OnlineRecognizer, or Triton")
     parser.add_argument("--model", type=Path, required=True, help="model folder of stage 3 or 9")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--chunk-ms", type=int, default=640, help="audio in a chunk; it is fixed in the graph")
+    sizes = "audio in a chunk; it is fixed in the graph. For triton several, with a graph for each"
+    parser.add_argument("--chunk-ms", type=int, nargs="+", default=[640], help=sizes)
     parser.add_argument("--left-chunks", type=int, default=4, help="chunks before it that a chunk sees")
     parser.add_argument("--int8", action="store_true", help="and model.int8.onnx, with its weights in 8 bits")
     parser.add_argument("--fbank", choices=("inside", "outside"), default="outside", help="whether the graph takes samples, or log-Mel features")
     parser.add_argument("--opset", type=int, default=17, help="version of ONNX's operators")
+    backends = "for triton: what runs the graph there, see docs/deployment.md; onnxruntime if it is left out, python is for the CPU"
+    parser.add_argument("--backend", choices=("onnxruntime", "python"), help=backends)
     parser.set_defaults(run=export)
 
 
@@ -36,7 +39,14 @@ def export(args: argparse.Namespace) -> None:
     from nim4.export.runtime import check_graph, quantise
     from nim4.export.sherpa import export_sherpa
 
-    context, sherpa = context_of(args.chunk_ms, args.left_chunks), args.format == "sherpa-onnx"
+    if args.format == "triton":
+        to_triton(args)
+        return
+    if args.backend is not None:
+        raise RecipeError("--backend", expected="--format triton", found=f"--format {args.format}", fix="leave it out")
+    if len(args.chunk_ms) > 1:
+        raise RecipeError("--chunk-ms", expected="one size", found=len(args.chunk_ms), fix="give one, or --format triton")
+    context, sherpa = context_of(args.chunk_ms[0], args.left_chunks), args.format == "sherpa-onnx"
     if args.out.exists():
         raise RecipeError(args.out, expected="a new folder", found="one that exists" if args.out.is_dir() else "a file", fix="name another as --out")
     if sherpa and args.fbank == "inside":
@@ -66,6 +76,24 @@ def export(args: argparse.Namespace) -> None:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     stage.log.info("%s: done", args.out)
+
+
+def to_triton(args: argparse.Namespace) -> None:
+    """Writes --out as a model repository."""
+    import torch
+
+    from nim4.export.triton import export_triton
+    from nim4.model.checkpoint import WEIGHTS
+    from nim4.stage import file_hash
+
+    fixed = {"--int8": (args.int8, False), "--fbank": (args.fbank, "outside"), "--left-chunks": (args.left_chunks, 4), "--opset": (args.opset, 17)}
+    for option, (value, default) in fixed.items():
+        if value != default:
+            raise RecipeError(option, expected="it to be left out", found="--format triton, which has no choice of that", fix="leave it out")
+    torch.set_num_threads(1)
+    model, _ = load(args.model)
+    export_triton(model, file_hash(args.model / WEIGHTS), args.out, args.backend or "onnxruntime", args.chunk_ms)
+    stage.log.info("%s: done; start tritonserver --model-repository %s", args.out, args.out)
 
 
 def context_of(chunk_ms: int, left_chunks: int) -> Any:

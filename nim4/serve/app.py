@@ -22,12 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
 from nim4.config import RecipeError, VadConfig
-from nim4.decode.hotword import HotwordIndex
-from nim4.model.asr import load_speech_llm
 from nim4.serve import steady
-from nim4.serve.limits import Gate, Limits, Refused, check_origin, read_keys
+from nim4.serve.limits import TENANT, Busy, Gate, Limits, Refused, check_origin, read_keys
+from nim4.serve.parts import HERE, Parts, new_service
 from nim4.serve.realtime import Connection
-from nim4.serve.service import Service
+from nim4.serve.service import Reception
 from nim4.serve.settings import about
 from nim4.serve.uploads import transcription
 from nim4.serve.web_page import INDEX, page_answer, read_page
@@ -38,7 +37,7 @@ PATHS = ("/", "/v1/audio/transcriptions", "/v1/realtime", "/v1/about", "/metrics
 log = logging.getLogger("nim4")
 
 
-def make_app(service: Service, gate: Gate, origins: Sequence[str] = ()) -> FastAPI:
+def make_app(service: Reception, gate: Gate, origins: Sequence[str] = ()) -> FastAPI:
     """The routes of a server.
 
     Args:
@@ -96,7 +95,7 @@ def answer(refused: Refused) -> Response:
 class Guard:
     """Stands before all routes: turns away what may not come in, limits bodies, counts answers."""
 
-    def __init__(self, app: ASGIApp, service: Service, gate: Gate):
+    def __init__(self, app: ASGIApp, service: Reception, gate: Gate):
         self._app, self._service, self._gate = app, service, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,6 +117,9 @@ class Guard:
             self._service.metrics.count("refused_total", reason=refused.code)
             if scope["type"] == "websocket":
                 raise ClientDisconnected from refused  # it has its answer; uvicorn would call it an error of ours that no stream began
+        except Busy as busy:
+            log.warning("%s: %s", scope["path"], busy)
+            await answer(Refused(503, "too_busy", "there is too much to do", retry_after_s=5))(scope, receive, counted)
         except (ClientDisconnect, WebSocketDisconnect):
             log.info("a client vanished before it was served")
         except Exception:  # logged with its traceback; the client gets OpenAI's error instead of a torn connection, other clients notice nothing
@@ -134,7 +136,7 @@ class Guard:
         if scope["path"] in ("/", "/healthz") or scope["path"].startswith("/page/"):
             return  # what everybody may see, also without a key
         headers = Headers(scope=scope)
-        self._gate.admit(headers, (scope["client"] or ("unknown",))[0])
+        scope[TENANT] = self._gate.admit(headers, (scope["client"] or ("unknown",))[0])
         if self._service.draining and scope["path"] != "/metrics":
             raise Refused(503, "draining", "this server is going away", retry_after_s=5)
         length = headers.get("content-length", "0")
@@ -188,7 +190,7 @@ def open_port(host: str, port: int) -> sockets.socket:
 class Server(uvicorn.Server):
     """Uvicorn, which on SIGTERM and SIGINT lets streams finish first; a second signal ends it at once."""
 
-    def __init__(self, app: FastAPI, service: Service):
+    def __init__(self, app: FastAPI, service: Reception):
         limits = service.limits
         pings = {"ws_ping_interval": limits.ping_s, "ws_ping_timeout": limits.ping_s, "ws_max_size": limits.max_message_bytes}
         quiet = {"log_config": None, "access_log": False, "log_level": "warning"}
@@ -200,7 +202,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[sockets.socket] | None = None) -> None:
         """As uvicorn's."""
         self._loop = asyncio.get_running_loop()
+        await self._service.start()
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[sockets.socket] | None = None) -> None:
+        """As uvicorn's."""
+        await super().shutdown(sockets)
+        await self._service.stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain."""
@@ -229,6 +237,7 @@ def serve(
     origins: Sequence[str],
     limits: Limits,
     vad: VadConfig,
+    parts: Parts = HERE,
 ) -> None:
     """Serves until a signal comes.
 
@@ -239,6 +248,7 @@ def serve(
         keys: file of API keys, see read_keys.
         origins: web pages of other hosts that may use the server.
         vad: how speech is found, where a client does not say it.
+        parts: where encoder and language model run.
     Raises:
         RecipeError: if a folder, file or origin is wrong, or the port is taken.
     """
@@ -253,9 +263,7 @@ def serve(
         if not accepted and not host.startswith("127.") and host != "::1":
             log.warning("anyone who can reach this machine can use the server: it has no API keys")
         steady.prepare()
-        speech_llm, inventory = load_speech_llm(model, device, precision)
-        loaded = {name: HotwordIndex.load(path, inventory) for name, path in zip(names, indexes, strict=True)}
-        service = Service(speech_llm, inventory, loaded, limits, vad)
+        service = new_service(parts, (model, device, precision), dict(zip(names, indexes, strict=True)), limits, vad)
         service.warm_up()
         app = make_app(service, Gate(accepted, origins, limits.requests_per_minute), origins)
         steady.settle()

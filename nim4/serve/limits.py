@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from nim4.config import RecipeError
 
 KEYS_VARIABLE = "NIM4_API_KEYS"
+TENANT = "nim4.tenant"  # in the scope of a request
 KEY_PROTOCOL = "openai-insecure-api-key."  # how a browser gives its key: as a subprotocol, since it cannot set headers of a WebSocket
 
 
@@ -82,6 +83,10 @@ class Refused(Exception):
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 
+class Busy(Exception):
+    """There is too much to do, or something that is needed is not there: it may go better later."""
+
+
 def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) -> list[str]:
     """The keys that are accepted: lines of a file (empty ones and # comments are passed over), or NIM4_API_KEYS, separated by commas.
 
@@ -118,8 +123,8 @@ class Gate:
         self._origins, self._rate, self._clock = frozenset(origins), requests_per_minute, clock
         self._used: dict[Any, tuple[float, float]] = {}  # key or address -> requests that count, at which second
 
-    def admit(self, headers: Mapping[str, str], address: str) -> None:
-        """Counts a request.
+    def admit(self, headers: Mapping[str, str], address: str) -> str:
+        """Counts a request, and tells whose it is: a name of the key's owner, "" where there are no keys.
 
         Args:
             headers: names in lower case.
@@ -130,7 +135,9 @@ class Gate:
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins and _host_of(origin) != headers.get("host"):
             raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server: see --origin")
-        self._count(self._owner(headers, address))
+        owner = self._owner(headers, address)
+        self._count(owner)
+        return owner.hex() if self._keys else ""
 
     def _owner(self, headers: Mapping[str, str], address: str) -> Any:
         if not self._keys:
@@ -155,6 +162,11 @@ class Gate:
         if len(self._used) > 10_000:  # addresses come and go: those that have been quiet for a minute count nothing
             self._used = {key: value for key, value in self._used.items() if now_s - value[1] < 60}
         self._used[owner] = (used + 1, now_s)
+
+
+def tenant_of(scope: Mapping[str, Any]) -> str:
+    """Whose request a scope of ASGI is, as Gate.admit said."""
+    return scope.get(TENANT, "")
 
 
 def check_origin(origin: str) -> None:

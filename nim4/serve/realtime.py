@@ -27,9 +27,9 @@ from fastapi import WebSocket, WebSocketDisconnect
 from nim4.corpus.feats import SAMPLING_RATE_HZ
 from nim4.corpus.manifest import MAX_DURATION_S
 from nim4.decode.listening import Cutter, Step
-from nim4.decode.streaming import Hypothesis, Job, StreamingSession
-from nim4.serve.limits import Refused
-from nim4.serve.service import Service
+from nim4.decode.streaming import Hypothesis, Job
+from nim4.serve.limits import Busy, Refused, tenant_of
+from nim4.serve.service import Reception, Session
 from nim4.serve.settings import StreamSettings, TurnDetection, changed
 
 STOPPED, TRY_LATER, FAILED, VANISHED = 1000, 1013, 1011, 1006
@@ -64,7 +64,7 @@ class Utterance:
     """
 
     item_id: str
-    session: StreamingSession
+    session: Session
     max_samples: int | None
     punctuation: bool = True
     waiting: list[np.ndarray] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Connection:
         socket: accepted.
     """
 
-    def __init__(self, socket: WebSocket, service: Service):
+    def __init__(self, socket: WebSocket, service: Reception):
         self._socket, self._service, self._limits = socket, service, service.limits
         self._id = _new_id("sess")
         self._settings = StreamSettings(TurnDetection.of(service.vad))
@@ -116,6 +116,9 @@ class Connection:
                 tasks.create_task(self._work())
         except* Closing as ends:
             code, reason = ends.exceptions[0].code, ends.exceptions[0].reason
+        except* Busy as busy:
+            log.warning("%s: %s", self._id, busy.exceptions[0])
+            code, reason = TRY_LATER, "the server has too much to do"
         except* (WebSocketDisconnect, OSError):
             log.info("%s: the client is gone", self._id)
         except* Exception:
@@ -250,7 +253,7 @@ class Connection:
         if start is not None:
             await self._send("input_audio_buffer.speech_started", item_id=item_id, audio_start_ms=_ms(start))
             await self._send("speech_started", item_id=item_id, audio_s=_ms(start) / 1000)
-        session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms)
+        session = await self._service.session(settings.hotwords, settings.index, settings.chunk_ms, tenant_of(self._socket.scope))
         self._utterance = Utterance(item_id, session, MAX_UTTERANCE_SAMPLES if start is None else None, settings.punctuation)
         return self._utterance
 

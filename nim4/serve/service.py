@@ -33,9 +33,12 @@ from nim4.serve.model_thread import ModelThread
 
 MODEL_NAME = "nim4-asr"
 CHUNKS_MS = (160, 320, 640, 1280)  # whole embeddings of speech; paper, section 3.6: 640
-LEFT_MS = DEPLOYED.chunk_frames * DEPLOYED.left_chunks * ENCODER_FRAME_MS  # what the encoder sees before a chunk, whatever its size
+DEPLOYED_MS = DEPLOYED.chunk_frames * ENCODER_FRAME_MS
+LEFT_MS = DEPLOYED_MS * DEPLOYED.left_chunks  # what the encoder sees before a chunk, whatever its size
 
 RESERVED_TOKENS = 512  # of a stream on a GPU: 20 s of speech, ten hints, and their text
+
+NOISE = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLING_RATE_HZ).clip(-1, 1).astype(np.float32)  # what servers warm up with
 
 Result = TypeVar("Result")
 
@@ -47,66 +50,54 @@ class Stream(Protocol):
         """Writes the final text of what has been said, and closes."""
 
 
-class Service:
-    """One server without its network.
+class Session(Protocol):
+    """What an utterance is heard by."""
+
+    @property
+    def missing_samples(self) -> int:
+        """How many more samples complete the next chunk."""
+
+
+class Reception:
+    """What connections find, whatever hears them: who is there, the indexes, the limits, the counters, and the thread that looks for speech.
+
+    `Service` has the model in this process, nim4/serve/gateway.py asks servers for parts of the work. They have in common:
+
+        session(hotwords, index, chunk_ms)   a new Session: hints by hand, the name of an index, one of `chunks_ms`
+        hear(job)                            does a session's job; if the caller is cancelled, or it fails, only `forget` may follow
+        forget(session)                      ends a session, whatever it is doing
+        segments(samples, ...)               the segments of a whole recording
 
     Args:
-        model: in evaluation mode.
-        inventory: of the model's phoneme head.
         indexes: hotwords by the name that clients know them under.
         vad: how speech is found, where a client does not say it.
     """
 
-    def __init__(
-        self, model: SpeechLlm, inventory: PhonemeInventory, indexes: Mapping[str, HotwordIndex], limits: Limits, vad: VadConfig | None = None
-    ):
+    chunks_ms: Sequence[int] = CHUNKS_MS
+
+    def __init__(self, indexes: Mapping[str, HotwordIndex], limits: Limits, vad: VadConfig | None):
         self.indexes, self.limits, self.metrics, self.vad = dict(indexes), limits, Metrics(), vad or VadConfig()
         self.streams: set[Stream] = set()
         self.draining = self.ending = False  # nothing new is taken; what is going on ends now
-        self._model, self._inventory = model, inventory
-        self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
-        self._rows = new_rows(model)
-        if model.acoustic.mean.is_cuda:  # where room that is made later costs time, see nim4/model/graphs.py
-            self._rows.reserve(limits.max_sessions + 2, RESERVED_TOKENS)
         self._thread = ModelThread(lambda num_sessions: self.metrics.observe("step_sessions", num_sessions))
-        self._ears = ModelThread()
+        self._ears_thread = ModelThread()
         self._one_upload = asyncio.Semaphore(1)
         self.one_reader = asyncio.Semaphore(1)  # of uploads, which take memory while they are unpacked
-
-    def warm_up(self) -> None:
-        """Does all kinds of work once, so that no client waits while searches are compiled: seconds, the first time on a machine longer."""
-        self._thread.submit(self._warm_up).result()
-
-    def _warm_up(self) -> None:
-        noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLING_RATE_HZ).clip(-1, 1).astype(np.float32)
-        for name in (None, *self.indexes):
-            alone(Transcriber(self._model, self._inventory, hotwords=self.index(name), rows=self._rows).decoding(noise, (0, len(noise))))
-            session = self._new_session((), name, DEPLOYED.chunk_frames * ENCODER_FRAME_MS)
-            session.append(noise)
-            session.partial()
-            session.finalize()
-        for index in self.indexes.values():
-            log_probs = some_names(index)  # noise finds none, and much is done only when there is one
-            index.search_log_probs(log_probs)
-            index.stream_lattice().push(log_probs, final=True)
-        Lexicon().words("你好 hello 3 nimasr")  # words of uploads are timed: dictionaries, and what reads names that they lack
-        forced_align(np.zeros((9, len(self._inventory)), np.float32), [1, 2])
-        Cutter(self.vad).push(noise)
-        self._rows.record()
-        record_chunks(self._model.acoustic, DEPLOYED)
 
     def close(self) -> None:
         """Ends the threads; what waits there is forgotten."""
         self._thread.shutdown()
-        self._ears.shutdown()
+        self._ears_thread.shutdown()
+
+    async def start(self) -> None:
+        """To be called in the event loop that serves, before the first client."""
+
+    async def stop(self) -> None:
+        """To be called there, after the last one."""
 
     async def run(self, work: Callable[..., Result], *args: Any) -> Result:
         """Runs a function in the model thread. If the caller is cancelled while it waits there, it does not run."""
         return await self._awaited(self._thread.submit(work, *args))
-
-    async def hear(self, job: Job) -> Hypothesis:
-        """Does a session's job in the model thread, together with those of others. If the caller is cancelled, it ends with the present step."""
-        return await self._awaited(self._thread.hear(job))
 
     async def _awaited(self, future: Future[Result]) -> Result:
         self.metrics.gauges["model_jobs"] += 1
@@ -117,12 +108,7 @@ class Service:
 
     async def listen(self, work: Work[Result]) -> Result:
         """Looks for speech in the thread for that, together with others."""
-        return await asyncio.wrap_future(self._ears.do(work))
-
-    def forget(self, session: StreamingSession) -> None:
-        """Ends a session, whatever it has in the model thread."""
-        with suppress(RuntimeError):  # the thread has ended, and the server with it
-            self._thread.submit(session.abort)
+        return await asyncio.wrap_future(self._ears_thread.do(work))
 
     def index(self, name: Any) -> HotwordIndex | None:
         """The index of this name; None for None. Raises Refused when there is none."""
@@ -167,24 +153,79 @@ class Service:
                 while self.streams or self.metrics.gauges["uploads"]:
                     await asyncio.sleep(0.02)
 
-    async def session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int) -> StreamingSession:
+    def _heard_upload(self, samples: np.ndarray) -> None:
+        self.metrics.count("audio_seconds_total", len(samples) / SAMPLING_RATE_HZ, kind="upload")
+
+    def _check_going(self) -> None:
+        """Raises Refused when the server goes away before a recording is done."""
+        if self.ending:
+            raise Refused(503, "draining", "this server is going away", retry_after_s=5)
+
+
+class Service(Reception):
+    """One server with its model, without its network.
+
+    Args:
+        model: in evaluation mode.
+        inventory: of the model's phoneme head.
+        indexes, limits, vad: of the Reception.
+    """
+
+    def __init__(
+        self, model: SpeechLlm, inventory: PhonemeInventory, indexes: Mapping[str, HotwordIndex], limits: Limits, vad: VadConfig | None = None
+    ):
+        super().__init__(indexes, limits, vad)
+        self._model, self._inventory = model, inventory
+        self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
+        self._rows = new_rows(model)
+        if model.acoustic.mean.is_cuda:  # where room that is made later costs time, see nim4/model/graphs.py
+            self._rows.reserve(limits.max_sessions + 2, RESERVED_TOKENS)
+
+    def warm_up(self) -> None:
+        """Does all kinds of work once, so that no client waits while searches are compiled: seconds, the first time on a machine longer."""
+        self._thread.submit(self._warm_up).result()
+
+    def _warm_up(self) -> None:
+        for name in (None, *self.indexes):
+            alone(Transcriber(self._model, self._inventory, hotwords=self.index(name), rows=self._rows).decoding(NOISE, (0, len(NOISE))))
+            session = self._recogniser(name, DEPLOYED_MS).session()
+            session.append(NOISE)
+            session.partial()
+            session.finalize()
+        warm_up_searches(self.indexes, self._inventory, self.vad)
+        self._rows.record()
+        record_chunks(self._model.acoustic, DEPLOYED)
+
+    async def hear(self, job: Job) -> Hypothesis:
+        """Does a session's job in the model thread, together with those of others. If the caller is cancelled, it ends with the present step."""
+        return await self._awaited(self._thread.hear(job))
+
+    def forget(self, session: StreamingSession) -> None:
+        """Ends a session, whatever it has in the model thread."""
+        with suppress(RuntimeError):  # the thread has ended, and the server with it
+            self._thread.submit(session.abort)
+
+    async def session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int, tenant: str = "") -> StreamingSession:
         """A new stream of the model.
 
         Args:
             hotwords: hints by hand.
             index: name of the index in which hints are looked up.
             chunk_ms: one of CHUNKS_MS.
+            tenant: makes no difference here: no stream sees what another has read.
         """
-        return await self.run(self._new_session, hotwords, index, chunk_ms)
+        return await self.run(lambda: self._recogniser(index, chunk_ms).session(hotwords))
 
-    def _new_session(self, hotwords: Sequence[str], index: str | None, chunk_ms: int) -> StreamingSession:
+    def _recogniser(self, index: str | None, chunk_ms: int) -> Recogniser:
         key = (chunk_ms, index)
         if key not in self._recognisers:
             context = Context(chunk_ms // ENCODER_FRAME_MS, LEFT_MS // chunk_ms)
             self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index), rows=self._rows)
-        return self._recognisers[key].session(hotwords)
+        return self._recognisers[key]
 
-    async def segments(self, samples: np.ndarray, hotwords: Sequence[str], index: str | None, with_words: bool) -> AsyncIterator[Segment]:
+    async def segments(
+        self, samples: np.ndarray, hotwords: Sequence[str], index: str | None, with_words: bool, tenant: str = ""
+    ) -> AsyncIterator[Segment]:
         """The segments of a whole recording, (N,) float32 in [-1, 1] at 16 kHz, as they are recognised; others have a turn between them.
 
         Raises:
@@ -193,14 +234,24 @@ class Service:
         given = {"hotwords": self.index(index), "given": hotwords, "vad": self.vad, "with_words": with_words, "rows": self._rows}
         transcriber = Transcriber(self._model, self._inventory, **given)
         pieces = transcriber.places(samples)
-        while (places := await asyncio.wrap_future(self._ears.submit(next, pieces, None))) is not None:
+        while (places := await asyncio.wrap_future(self._ears_thread.submit(next, pieces, None))) is not None:
             for place in places:
                 async with self._one_upload:
                     segment: Segment = await self._awaited(self._thread.do(transcriber.decoding(samples, place)))
                 yield segment
-            if self.ending:
-                raise Refused(503, "draining", "this server is going away", retry_after_s=5)
-        self.metrics.count("audio_seconds_total", len(samples) / SAMPLING_RATE_HZ, kind="upload")
+            self._check_going()
+        self._heard_upload(samples)
+
+
+def warm_up_searches(indexes: Mapping[str, HotwordIndex], inventory: PhonemeInventory, vad: VadConfig) -> None:
+    """Does all kinds of searches once, so that no client waits while they are compiled."""
+    for index in indexes.values():
+        log_probs = some_names(index)  # noise finds none, and much is done only when there is one
+        index.search_log_probs(log_probs)
+        index.stream_lattice().push(log_probs, final=True)
+    Lexicon().words("你好 hello 3 nimasr")  # words of uploads are timed: dictionaries, and what reads names that they lack
+    forced_align(np.zeros((9, len(inventory)), np.float32), [1, 2])
+    Cutter(vad).push(NOISE)
 
 
 def some_names(index: HotwordIndex) -> np.ndarray:

@@ -12,7 +12,7 @@ from nim4.decode.encoder import ENCODER_FRAME_MS
 from nim4.decode.hotword_hints import MAX_HINTS
 from nim4.decode.streaming import DEPLOYED
 from nim4.serve.limits import Refused
-from nim4.serve.service import CHUNKS_MS, MODEL_NAME, Service
+from nim4.serve.service import MODEL_NAME, Reception
 
 MAX_HOTWORD_CHARS = 50  # ours: a hint is a name
 LANGUAGES = ("zh", "en")
@@ -77,13 +77,13 @@ class StreamSettings:
     punctuation: bool = True
 
 
-def about(service: Service) -> dict[str, Any]:
+def about(service: Reception) -> dict[str, Any]:
     """What a client may set, and how much of it; `free_streams`: how many could begin now."""
     return {
         "model": MODEL_NAME,
         "indexes": list(service.indexes),
         "languages": LANGUAGES,
-        "chunks_ms": CHUNKS_MS,
+        "chunks_ms": list(service.chunks_ms),
         "max_hotwords": MAX_HINTS,
         "max_hotword_chars": MAX_HOTWORD_CHARS,
         "max_ahead_s": service.limits.max_ahead_s,
@@ -91,7 +91,7 @@ def about(service: Service) -> dict[str, Any]:
     }
 
 
-def changed(settings: StreamSettings, session: Any, service: Service) -> StreamSettings:
+def changed(settings: StreamSettings, session: Any, service: Reception) -> StreamSettings:
     """The settings after a session message; what it does not name stays.
 
     Args:
@@ -123,8 +123,8 @@ def changed(settings: StreamSettings, session: Any, service: Service) -> StreamS
             service.index(value)
             new["index"] = value or None
         elif name == "chunk_ms":
-            if value not in CHUNKS_MS:
-                raise Refused(400, "invalid_value", f"chunk_ms must be one of {', '.join(map(str, CHUNKS_MS))}", name)
+            if value not in service.chunks_ms:
+                raise Refused(400, "invalid_value", f"chunk_ms must be one of {', '.join(map(str, service.chunks_ms))}", name)
             new["chunk_ms"] = int(value)
         elif name == "punctuation":
             if not isinstance(value, bool):

@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect
 from nim4.config import RecipeError
 from nim4.corpus.feats import SAMPLING_RATE_HZ, UNREADABLE, read_recording
 from nim4.decode.recordings import Segment, as_srt, as_vtt, full_text
-from nim4.serve.limits import Limits, Refused
-from nim4.serve.service import Service
+from nim4.serve.limits import Limits, Refused, tenant_of
+from nim4.serve.service import Reception
 from nim4.serve.settings import checked_language, hints_of
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -28,7 +28,7 @@ RATES_HZ = (8_000, 192_000)
 MAX_UNPACKED_BYTES = 1 << 30  # ours: of float32 samples, all channels; an hour at 48 kHz
 
 
-async def transcription(request: Request, service: Service) -> Response:
+async def transcription(request: Request, service: Reception) -> Response:
     """The text of an upload. Raises Refused; ClientDisconnect when nobody waits for it any more."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -38,7 +38,8 @@ async def transcription(request: Request, service: Service) -> Response:
     try:
         samples, options = await received(request, service)
         found: list[Segment] = []
-        async for segment in service.segments(samples, options["hotwords"], options["index"], options["with_words"]):
+        how = [options[name] for name in ("hotwords", "index", "with_words")]
+        async for segment in service.segments(samples, *how, tenant_of(request.scope)):
             found.append(segment if options["punctuation"] else segment.unpunctuated())
             if await request.is_disconnected():
                 raise ClientDisconnect
@@ -67,7 +68,7 @@ def answer(found: Sequence[Segment], audio_s: float, options: dict[str, Any]) ->
     return JSONResponse(body)
 
 
-async def received(request: Request, service: Service) -> tuple[np.ndarray, dict[str, Any]]:
+async def received(request: Request, service: Reception) -> tuple[np.ndarray, dict[str, Any]]:
     """The samples of an upload, as read_upload gives them, and the options of checked_form. Raises Refused."""
     try:
         async with asyncio.timeout(service.limits.upload_s):
@@ -84,7 +85,7 @@ async def received(request: Request, service: Service) -> tuple[np.ndarray, dict
         await form.close()
 
 
-def checked_form(form: FormData, service: Service) -> tuple[UploadFile, dict[str, Any]]:
+def checked_form(form: FormData, service: Reception) -> tuple[UploadFile, dict[str, Any]]:
     """The upload; language, hotwords, index, format and granularities of its transcription, and whether its words are timed. Raises Refused."""
     unknown = sorted(set(form) - FIELDS)
     if unknown:

@@ -33,10 +33,10 @@ def as_float(samples):
 
 
 class RunningServer:
-    """Serves until left. `service` may be looked into."""
+    """Serves until left. `service` may be looked into; `make` makes another kind of it."""
 
-    def __init__(self, model, indexes=None, keys=(), origins=(), vad=None, port=0, **limits):
-        self.service = Service(model, PhonemeInventory.default(), indexes or {}, Limits(**limits), vad)
+    def __init__(self, model, indexes=None, keys=(), origins=(), vad=None, port=0, make=Service, **limits):
+        self.service = make(model, PhonemeInventory.default(), indexes or {}, Limits(**limits), vad)
         gate = Gate(keys, origins, self.service.limits.requests_per_minute)
         self._listening = open_port("127.0.0.1", port)
         self.port = self._listening.getsockname()[1]

@@ -97,10 +97,11 @@ def test_work_and_memory_do_not_grow_with_the_stream(model):
     session = StreamingCtc(model, Context(16, 4))
     for second in range(20):
         session.accept(noise(16_000, seed=second))
-        assert len(session._encoder._features) <= 4 * 16 + 3
-        assert len(session._encoder._samples) < 10_840
+        features = session._encoder._features
+        assert len(features._framed) <= 4 * 16 + 3
+        assert len(features._samples) < 10_840
     assert session._encoder._state.keys[0].shape[2] == 64
-    assert session._encoder._fbank.num_waiting_samples < 400
+    assert features._fbank.num_waiting_samples < 400
 
 
 def test_a_repeated_label_over_the_end_of_a_chunk_is_one_phoneme():
@@ -113,7 +114,7 @@ def test_a_repeated_label_over_the_end_of_a_chunk_is_one_phoneme():
 
     model.head = Dictated()
     session = StreamingCtc(model, Context(4, 1))
-    session._encoder._features = torch.zeros(4 * 10, 80)
+    session._encoder._features._framed = torch.zeros(4 * 10, 80)
     session.finish()
     assert session.phones == [2, 3, 3, 3]
 

@@ -1,0 +1,23 @@
+"""Options of `python -m nim4 serve` that say where its parts run. See docs/deployment.md."""
+
+import argparse
+
+from nim4.config import RecipeError
+from nim4.serve.parts import LOCAL, Parts
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """The options of a gateway; `parts_of` reads them."""
+    parser.add_argument(
+        "--encoder", default=LOCAL, help="local, or servers that run it: grpc://HOST:PORT, separated by commas; see docs/deployment.md"
+    )
+    parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="of the language model: hf is this process, vllm needs that package")
+    parser.add_argument("--engines", type=int, default=1, help="processes of vllm; where there are GPUs each has its own")
+
+
+def parts_of(args: argparse.Namespace) -> Parts:
+    """What the options say. Raises RecipeError for a number of engines that cannot be."""
+    if args.engines < 1 or (args.engines > 1 and args.engine == "hf"):
+        expected = "at least 1, and no more than 1 with --engine hf"
+        raise RecipeError("--engines", expected=expected, found=args.engines, fix="leave it out, or add --engine vllm")
+    return Parts(args.encoder, args.engine, args.engines)
