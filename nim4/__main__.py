@@ -18,13 +18,6 @@ from nim4.published.__main__ import add_encoder
 
 PIECE_S = 0.1  # of audio, that `stream` hears at once
 VAD_SETTINGS = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
-LIMITS = {  # of the server, that its options set
-    "max_sessions": "streams at the same time",
-    "max_uploads": "recordings at the same time",
-    "max_upload_s": "length of a recording in seconds",
-    "max_body_bytes": "size of an upload",
-    "requests_per_minute": "of a key, or of an address without keys",
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -157,7 +150,7 @@ def stream(args: argparse.Namespace) -> None:
 
 
 def add_serve(commands: Any) -> None:
-    from nim4.serve.__main__ import add_parts
+    from nim4.serve.__main__ import LIMITS, add_parts
     from nim4.serve.limits import KEYS_VARIABLE, Limits
 
     about = "Recordings over HTTP and streams over a WebSocket, with the event names of OpenAI's interface: see docs/serving.md."
@@ -186,12 +179,12 @@ def serve(args: argparse.Namespace) -> None:
     from nim4.serve.limits import Limits
     from nim4.train.distributed import pick_device
 
-    for name in LIMITS:
+    for name in options.LIMITS:
         if getattr(args, name) < 1:
             raise RecipeError(f"--{name.replace('_', '-')}", expected="at least 1", found=getattr(args, name), fix="leave it out")
     vad = load(VadConfig, {}, args.set, "--set")
     check(vad)
-    limits = Limits(**{name: getattr(args, name) for name in LIMITS})
+    limits = Limits(**{name: getattr(args, name) for name in options.LIMITS})
     model, address = (args.model, pick_device(args.device), args.precision), (args.host, args.port)
     app.serve(*model, args.hotword_index, address, args.api_keys, args.origin, limits, vad, options.parts_of(args))
 

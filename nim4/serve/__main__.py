@@ -5,6 +5,14 @@ import argparse
 from nim4.config import RecipeError
 from nim4.serve.parts import LOCAL, Parts
 
+LIMITS = {  # of the server, that its options set
+    "max_sessions": "streams at the same time",
+    "max_uploads": "recordings at the same time",
+    "max_upload_s": "length of a recording in seconds",
+    "max_body_bytes": "size of an upload",
+    "requests_per_minute": "of a key, or of an address without keys",
+}
+
 
 def add_parts(parser: argparse.ArgumentParser) -> None:
     """The options of a gateway; `parts_of` reads them."""
