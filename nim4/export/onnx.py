@@ -62,7 +62,7 @@ class StreamingStep(Step):
 
     def __init__(self, model: PhonemeModel, context: Context, *, top: int = 0, fbank: bool = False):
         super().__init__()
-        self.model, self.top = model, top
+        self.model, self.top, self.num_chunk_frames = model, top, context.chunk_frames
         self.fbank = GraphFbank() if fbank else nn.Identity()
         self.num_features = SUBSAMPLING * context.chunk_frames + model.encoder.lookahead_frames
         first = "samples" if fbank else "x"
@@ -88,7 +88,7 @@ class StreamingStep(Step):
         x, x_lens, *state = tensors
         model, lens = self.model, x_lens[:, 0]
         x = model.normalise(self.fbank(x)).masked_fill(~valid_mask(lens, self.num_features)[..., None], model.encoder.pad_value)
-        frames, next_state = model.encoder.forward_chunk(x, self.inside(state), encoder_lens(lens))
+        frames, next_state = model.encoder.forward_chunk(x, self.inside(state), encoder_lens(lens).clamp(max=self.num_chunk_frames))
         log_probs = model.head(frames)
         phones = (log_probs,)
         if self.top:
