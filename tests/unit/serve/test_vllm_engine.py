@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import os
+import multiprocessing
 import signal
 import socket
 import subprocess
@@ -267,7 +267,6 @@ def post(url, fields, path):
 
 def test_an_engine_whose_process_is_killed_is_lost_and_its_stream_is_not(engine, model, run):
     """The last of those that need the engine."""
-    import psutil
 
     async def speak():
         stream = await engine.open()
@@ -275,9 +274,9 @@ def test_an_engine_whose_process_is_killed_is_lost_and_its_stream_is_not(engine,
         return stream
 
     stream = run(speak())
-    for child in psutil.Process().children(recursive=True):
-        if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
-            os.kill(child.pid, signal.SIGKILL)
+    children = [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
+    assert len(children) == 1
+    children[0].kill()
 
     async def until_lost():
         async with asyncio.timeout(60):
