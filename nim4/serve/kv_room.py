@@ -56,8 +56,12 @@ class Room:
             raise NoRoom(f"{num_blocks} blocks of keys and values were wanted for {self._wait_s:g} s, and {free} are free") from None
 
     def give(self, num_blocks: int) -> None:
-        """Gives blocks back, and wakes those who wait."""
+        """Gives blocks back."""
         self.used -= num_blocks
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets those who wait look again, since there are more blocks, or somebody may be let go who was busy."""
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():

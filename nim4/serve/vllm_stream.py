@@ -191,7 +191,10 @@ class VllmStream:
             self._check_open()
             self.engine.streams.pop(self, None)
             self.engine.streams[self] = None  # the last of them to be evicted
-            yield
+            try:
+                yield
+            finally:
+                self.engine.room.wake()
 
     def _check_open(self) -> None:
         if not self._open:

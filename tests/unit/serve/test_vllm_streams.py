@@ -211,6 +211,25 @@ def test_a_text_that_finds_no_room_is_refused_and_may_be_asked_for_again(folder,
     assert used == 0
 
 
+def test_who_waits_for_room_gets_it_when_the_text_of_another_is_done(folder, model):
+    async def run():
+        engine = engine_of(folder, model, num_blocks=15, wait_s=30)
+        busy, waits = await engine.open(), await engine.open()
+        await busy.append(FRAMES, 1)
+        await waits.append(FRAMES, 1)
+        engine.client.gate.clear()
+        first = asyncio.create_task(busy.partial())
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(waits.final())
+        await asyncio.sleep(0.01)
+        asked = len(engine.client.prompts)
+        engine.client.gate.set()
+        await asyncio.wait_for(asyncio.gather(first, second), 20)
+        return asked, engine.counts.finals
+
+    assert asyncio.run(run()) == (1, 1)
+
+
 def test_new_streams_are_refused_when_all_are_in_use_or_blocks_are_out(folder, model):
     async def run():
         engine = engine_of(folder, model, max_streams=1)
