@@ -45,17 +45,21 @@ class TritonServer:
         about = {"LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"), "OMP_NUM_THREADS": "1"}
         about |= {"PATH": f"{environment() / 'bin'}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/")}
         options = {"model-repository": repository, "backend-directory": backends.parent, "grpc-address": "127.0.0.1", "grpc-port": self.port}
-        options |= {"allow-http": "false", "allow-metrics": "false", "exit-timeout-secs": 1}
+        options |= {"allow-http": "false", "allow-metrics": "false", "exit-timeout-secs": 1, "model-load-thread-count": 1}
         with open(self.log, "w") as log:
             command = [triton / "bin" / "tritonserver", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
             self._process = subprocess.Popen(command, env=about, stdout=log, stderr=log, start_new_session=True)
 
     def __enter__(self):
-        end_s = time.monotonic() + 180  # a busy machine takes long
-        while "Started GRPCInferenceService" not in self.log.read_text():
-            assert self._process.poll() is None, self.log.read_text()[-2000:]
-            assert time.monotonic() < end_s, self.log.read_text()[-2000:]
-            time.sleep(0.1)
+        try:
+            end_s = time.monotonic() + 180  # a busy machine takes long
+            while "Started GRPCInferenceService" not in self.log.read_text():
+                assert self._process.poll() is None, self.log.read_text()[-2000:]
+                assert time.monotonic() < end_s, self.log.read_text()[-2000:]
+                time.sleep(0.1)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error):
