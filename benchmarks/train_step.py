@@ -3,7 +3,6 @@
 
 Both kinds of batches hold the same utterances, and as many per batch on average; `bucketed` are those of stage 3 (lhotse's dynamic
 buckets), `random` are padded to their longest utterance. Frames count once, without padding, though CR-CTC runs two views of each.
-`halves` are the bucketed ones as stage 3 trains on them on a CPU: both halves of each at once, in a thread each (nim4/train/side_by_side.py).
 Batches are read before the clock starts: what is timed is warp, masks, both passes, clipping and the optimiser. Random weights.
 """
 
@@ -34,7 +33,6 @@ from nim4.stage import ROOT
 from nim4.train.cr_ctc import cr_ctc
 from nim4.train.distributed import Processes, processes
 from nim4.train.loop import Trainer
-from nim4.train.side_by_side import side_by_side
 
 FRAMES_PER_S = 100
 
@@ -71,15 +69,14 @@ def bucketed_batches(cuts: list, inventory: PhonemeInventory, config: PretrainCo
     return TrainBatches([Source(folder / "train.jsonl.gz")], phone_batches(inventory), settings)
 
 
-def epoch_pass(trainer: Trainer, batches: Sequence[Batch], halves: bool = False) -> Callable[[], None]:
+def epoch_pass(trainer: Trainer, batches: Sequence[Batch]) -> Callable[[], None]:
     """One training step per batch; every pass draws other chunk contexts and masks, the same ones for every kind of batches."""
     first_steps = itertools.count(0, 1000)
-    model = side_by_side(trainer.model, trainer.config) if halves else trainer.model
 
     def run() -> None:
         trainer.step = next(first_steps)
         for batch in batches:
-            if "skipped" in trainer._train_step(model, [batch]):
+            if "skipped" in trainer._train_step(trainer.model, [batch]):
                 raise RecipeError("training step", expected="a finite loss", found="none", fix="correct --train-config or --manifest")
             trainer.step += 1
 
@@ -128,13 +125,12 @@ def main() -> None:
         bucketed = [step[0] for _, _, step in itertools.takewhile(lambda step: step[0] == 0, source.steps())]
         size = round(len(cuts) / len(bucketed))
         kinds = {"random": [collate(cuts[start : start + size], inventory) for start in range(0, len(cuts), size)], "bucketed": bucketed}
-        kinds |= {"halves": bucketed} if peers.device.type == "cpu" and args.threads > 1 else {}
         ways = {}
         for name, cr_weight in (("CR-CTC", config.train.cr_weight or 0.2), ("plain CTC", 0.0)):
             trainer = make_trainer(config, cr_weight, source, peers, Path(folder))
             for kind, batches in kinds.items():
-                epoch_pass(trainer, batches[:1], kind == "halves")()  # memory and kernels are set up before the clock starts
-                ways[name, kind] = epoch_pass(trainer, batches, kind == "halves")
+                epoch_pass(trainer, batches[:1])()  # memory and kernels are set up before the clock starts
+                ways[name, kind] = epoch_pass(trainer, batches)
         seconds = take_turns(ways, args.rounds)
         rows = [row for name in ("CR-CTC", "plain CTC") for row in make_rows(name, kinds, seconds)]
         minutes = sum(cut.duration for cut in cuts) / 60

@@ -34,7 +34,6 @@ from nim4.train.distributed import (
     whole_weights,
 )
 from nim4.train.optim import learning_rate, make_optimizer
-from nim4.train.side_by_side import side_by_side
 from nim4.train.speed import as_written, compile_blocks, read_parts, room_on_the_gpu
 
 log = logging.getLogger("nim4")
@@ -169,8 +168,8 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Trains to the end; `model` then holds the final weights. Returns the final validation numbers."""
         self._resume()
-        one = self.processes.world_size == 1
-        parallel = side_by_side(self.model, self.config) if one else self.model if is_sharded(self.model) else DistributedDataParallel(self.model)
+        several = self.processes.world_size > 1 and not is_sharded(self.model)
+        parallel = DistributedDataParallel(self.model) if several else self.model
         parallel.train()
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
