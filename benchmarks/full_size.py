@@ -85,7 +85,7 @@ def make_model(size: str, device: torch.device) -> SpeechLlm:
     is_full = size == "full"
     encoder = build(ConformerConfig, read_yaml(ROOT / "local/conf/model/nim4.yaml")["encoder"] if is_full else CI_ENCODER, "encoder")
     adaptor = AdaptorConfig() if is_full else AdaptorConfig(hidden_dim=24)
-    config = ModelConfig(encoder, len(PhonemeInventory.default().tokens), adaptor, LlmConfig())
+    config = ModelConfig(encoder, len(PhonemeInventory.default().tokens), adaptor=adaptor, llm=LlmConfig())
     shape = Qwen3Config(**(QWEN3_1_7B if is_full else CI_LLM), tie_word_embeddings=True, rope_theta=1e6, max_position_embeddings=4096)
     torch.manual_seed(SEED)
     with torch.device(device):

@@ -35,6 +35,7 @@ def load_module(monkeypatch):
     def load(name):
         spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # dataclasses look there, and what is sent to another process
         spec.loader.exec_module(module)
         return module
 
