@@ -164,6 +164,8 @@ class Rows:
             the ids that are wanted by each.
         """
         num_columns = max(read.row.length + len(read) for read in reads)
+        if self._flat is None:  # padding takes columns, too
+            num_columns = max(read.row.length for read in reads) + max(map(len, reads))
         if num_columns > self._table.shape[3]:
             wanted = max(num_columns, self._table.shape[3] * 5 // 4)
             self._resize(self._table.shape[2], -(-wanted // self._more_columns) * self._more_columns)

@@ -14,7 +14,7 @@ from recipe import command, environment, run
 
 from nim4.stage import read_json, read_jsonl
 
-CONFIGS = ("ctc_greedy", "ctc_streaming", "offline", "streaming")
+CONFIGS = ("ctc_greedy", "ctc_streaming", "offline", "offline_rescored", "streaming")
 CLOSED = ("test_grammar", "test_joins")
 TEST_SETS = (*CLOSED, "test_sent", "test_noise")
 TRAINED = ("3_pretrain", "4_align", "5_ia_sft", "6_joint_sft", "7_context_sft", "8_grpo", "9_phoneme_head")
@@ -76,7 +76,7 @@ def test_the_comparison_is_printed(first):
     lines = first.stdout.splitlines()
     for test_set in TEST_SETS[:-1]:
         assert f"{test_set}, PER %" in lines
-    assert [line.split()[0] for line in lines if line.startswith("ctc_")] == list(CONFIGS[:2]) * 5
+    assert [name for line in lines if (name := line.split(" ")[0]) in CONFIGS[:2]] == list(CONFIGS[:2]) * 5
     assert sum(line.startswith("offline ") for line in lines) >= 3  # and in the table of punctuation
     assert sum(line.startswith("streaming ") for line in lines) >= 3  # and in those of streams and punctuation, if anything was written
     assert "paired bootstrap" in lines[-1]

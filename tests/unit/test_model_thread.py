@@ -13,6 +13,7 @@ from nim4.serve.model_thread import ModelThread
 class Ask:
     """A request whose answer is how many asked together."""
 
+    order = 0
     kind = "ask"
 
     @staticmethod
