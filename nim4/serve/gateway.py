@@ -87,7 +87,7 @@ class HeardElsewhere:
         for chunk in chunks:
             self._phones.hear(chunk.log_probs)
         return chunks
-        yield
+        yield  # never reached: it makes this a generator, as all Work is
 
     def finishing(self) -> Work[list[Chunk]]:
         """None: they came with the last samples."""
