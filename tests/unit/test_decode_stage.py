@@ -224,6 +224,20 @@ def test_mistakes(decode, trained, units, tmp_path, changes, message):
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
+def test_streams_whose_second_pass_hears_the_whole_end_as_whole_recordings(decode, talkative, units, tmp_path):
+    configs = ("offline", "streaming_reread", "offline_rescored", "streaming_rescored", "streaming")
+    options = [*options_for(talkative, units, tmp_path / "out"), "--configs", " ".join(configs), "--hotwords", "北京"]
+    assert decode(*options) == (0, [])
+    offline, reread, rescored, streaming_rescored, streaming = (
+        {row["id"]: row["text"] for row in read_jsonl(tmp_path / "out" / config / "test" / "hyps.jsonl")} for config in configs
+    )
+    assert reread == offline != streaming
+    assert streaming_rescored == rescored != offline
+    events = [read_jsonl(tmp_path / "out" / config / "test" / "events.jsonl") for config in ("streaming", "streaming_reread")]
+    shown, shown_again = ([(row["id"], row["text"]) for row in rows if not row["is_final"]] for rows in events)
+    assert shown == shown_again
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -261,7 +275,10 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
         ("speakers: 4", "speakers: expected 1, or more with streaming, found 4"),
         ("method: llm\nctc_weight: 0.3", "ctc_weight: expected 0, or up to 1 with method llm and num_beams of at least 2, found 0.3"),
         ("method: llm\nnum_beams: 2\nctc_weight: 1.5", "ctc_weight: expected 0, or up to 1 with method llm and num_beams of at least 2, found 1.5"),
-        ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm or ctc_beam and whole utterances, found 2"),
+        ("method: llm\nstreaming: true\nnum_beams: 2", "in streams those of final_context whole, found 2"),
+        ("method: llm\nfinal_context: whole", "final_context: expected chunks, or whole with method llm and streaming, found whole"),
+        ("streaming: true\nfinal_context: whole", "final_context: expected chunks, or whole with method llm and streaming, found whole"),
+        ("method: llm\nstreaming: true\nfinal_context: half", "final_context: expected chunks, or whole with method llm and streaming, found half"),
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
         ("method: llm\nhotwords: exact\nmax_hints: 0", "found exact, 0"),

@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import test_serve_streams as streams
@@ -14,6 +15,8 @@ from triton_server import free_port
 
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
+from nim4.decode.offline import transcripts
+from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve.engines import Engines
@@ -93,6 +96,14 @@ def test_streams_at_the_same_time_do_not_hear_each_other(server, model):
         texts = list(pool.map(speak, range(6)))
     assert texts == [final_of(model, pcm(1.5 + seed / 10, seed=seed)) for seed in range(6)]
     assert len(set(texts)) > 1
+
+
+def test_a_second_pass_that_hears_the_whole_has_the_encoder_here(request, model, talkative):
+    samples, encoder = pcm(2.5), on_triton(request, talkative)
+    with RunningServer(model, make=partial(EncoderGateway, encoder, rereading=Rereading())) as server, server.stream() as client:
+        client.speak(samples)
+        final = said(client)
+    assert final == transcripts(model, [as_float(samples)])[0] != final_of(model, samples)
 
 
 def test_stages_are_counted(server, model):
