@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nim4.decode.offline import write_texts
 from nim4.decode.rescoring import CtcRescorer
 from nim4.model.asr import SpeechLlm
+from nim4.model.conformer import SUBSAMPLING
 
 ALIKE_FRAMES = 200  # ours: features of segments that are encoded together differ by less, so that padding is at most 2 s of each
 
@@ -81,8 +82,9 @@ class WriteBest:
 
     @property
     def kind(self) -> Hashable:
-        """What can be done together."""
-        return WriteBest, self.model, self.rereading, len(self.features) // ALIKE_FRAMES
+        """What can be done together: as many speech tokens, since beams of one batch go on to the longest limit of an answer."""
+        num_tokens = -(-len(self.features) // (SUBSAMPLING * self.model.adaptor.stack))
+        return WriteBest, self.model, self.rereading, num_tokens
 
     @staticmethod
     def together(parts: Sequence["WriteBest"]) -> list[str]:
