@@ -6,7 +6,8 @@ them, and what was taken back of the text before is verified as a draft. `re-fee
 it reads all speech embeddings so far, the prompt around them and the kept text from nothing, and then writes with keys and values of that
 one text. `re-feed, re-encode` also runs features and encoder over all audio so far, under the mask that gives a stream's frames.
 `re-feed, generate` is `re-feed` with transformers' generate. In fp32 all must write the same texts; in bf16, where sums in another order may
-change an id, `same texts` says how many are those of `ours`. Partials are not written when nothing new was heard, in no way. Tokens and passes
+change an id, `same texts` says how many are those of `ours`. `ours, final whole` is ours with a second pass that hears the whole anew, with full
+context, which may give another final text. Partials are not written when nothing new was heard, in no way. Tokens and passes
 of the language model are counted for all partials and the final text; `per new token` divides the tokens by the embeddings of
 speech and the ids of the final text, which nobody can do without.
 The second table is the final text alone, when all speech has been read: the last partial verified as a draft, plain greedy writing behind
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from common import keep, make_record, median_ratio, parser_for
 from streaming_model import Measured, Recordings, add_model_options, load_measured
-from streaming_ways import AGAIN, OURS, WAYS, Followed, Meter, ReadAgain, follow, in_chunks, write_with_generate
+from streaming_ways import AGAIN, OURS, WAYS, WHOLE, Followed, Meter, ReadAgain, follow, in_chunks, write_with_generate
 
 import nim4.stage
 from nim4.config import RecipeError
@@ -100,7 +101,8 @@ def one_round(measured: Measured, rows: Rows, meter: Meter, samples: np.ndarray,
         stream = followed[AGAIN].stream
         finals, accepted = write_finals(measured, rows, meter, stream, number)
         if measured.is_exact:
-            must_be_equal({way: one.texts for way, one in followed.items()})
+            must_be_equal({way: one.texts for way, one in followed.items() if way != WHOLE})
+            must_be_equal({way: followed[way].texts[:-1] for way in (OURS, WHOLE)})
             must_be_equal({way: one.ids for way, one in finals.items()})
         with measured.unscaled():
             return Round(followed, finals, len(stream.ids), accepted, *ids_that_differ(model, rows, stream))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nim4.decode import streaming
 from nim4.decode.encoder import StreamingEncoder, spoken
 from nim4.decode.offline import features_of
+from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import DEPLOYED, FREE_CHUNKS, MAX_NEW_TOKENS, Counts, Recogniser, num_kept_tokens
 from nim4.model.asr import SpeechLlm
 from nim4.model.conformer import LOOKAHEAD_FRAMES, SUBSAMPLING
@@ -169,8 +170,8 @@ class Ours:
         counts: the session's own, after the last text.
     """
 
-    def __init__(self, model: SpeechLlm, rows: Rows):
-        self._session = Recogniser(model, rows=rows).session()
+    def __init__(self, model: SpeechLlm, rows: Rows, rereading: Rereading | None = None):
+        self._session = Recogniser(model, rows=rows, rereading=rereading).session()
         self.num_written = 0
         self.counts: Counts
 
@@ -187,9 +188,10 @@ class Ours:
         return hypothesis.text
 
 
-OURS, AGAIN, ENCODE_AGAIN, GENERATE = "ours", "re-feed", "re-feed, re-encode", "re-feed, generate"
+OURS, WHOLE, AGAIN, ENCODE_AGAIN, GENERATE = "ours", "ours, final whole", "re-feed", "re-feed, re-encode", "re-feed, generate"
 WAYS: dict[str, Callable[[SpeechLlm, Rows], Ours | ReadAgain]] = {
     OURS: Ours,
+    WHOLE: lambda model, rows: Ours(model, rows, Rereading()),
     AGAIN: lambda model, _: ReadAgain(model, CachedEncoder(model), write_from_nothing),
     ENCODE_AGAIN: lambda model, _: ReadAgain(model, EncoderFromNothing(model), write_from_nothing),
     GENERATE: lambda model, _: ReadAgain(model, CachedEncoder(model), write_with_generate),

@@ -35,7 +35,7 @@ from nim4.decode.lexicon import LexiconSearch, join_words
 from nim4.decode.offline import decode_cuts, llm_cuts
 from nim4.decode.processes import processes_of_one_thread
 from nim4.decode.rescoring import CtcRescorer
-from nim4.decode.streaming import stream_llm_cuts
+from nim4.decode.spoken_cuts import stream_llm_cuts
 from nim4.model.asr import SpeechLlm, load_speech_llm, model_files
 from nim4.model.checkpoint import load_model, read_model_config
 from nim4.model.ctc import PhonemeModel, collapse
@@ -167,12 +167,9 @@ class Decoders:
     def llm(self, cuts: list[MonoCut], config: DecodeConfig) -> Iterator[Outcome]:
         """Text of the speech LLM, from whole recordings or streams."""
         index = self._index if config.hotwords != "none" else None
-        common = (self._speech_llm, cuts, config, self._hotwords, index, self._num_processes)
-        if config.streaming:
-            rows = stream_llm_cuts(*common)
-        else:
-            rows = llm_cuts(*common, CtcRescorer(read_model_config(self._folder)[1], config.ctc_weight) if config.ctc_weight else None)
-        for row in rows:
+        rescorer = CtcRescorer(read_model_config(self._folder)[1], config.ctc_weight) if config.ctc_weight else None
+        decode = stream_llm_cuts if config.streaming else llm_cuts
+        for row in decode(self._speech_llm, cuts, config, self._hotwords, index, self._num_processes, rescorer):
             text, hints = row.result or (None, None)
             yield Outcome(row.cut, None, text, row.wall_s, row.shown, row.error, hints)
 

@@ -20,8 +20,12 @@ def read_decode_config(name: str) -> DecodeConfig:
     config = build(DecodeConfig, read_yaml(path), str(path))
     if config.method not in METHODS:
         raise RecipeError(f"{path}: method", expected=" or ".join(METHODS), found=config.method, fix=nearest(config.method, METHODS))
-    if config.num_beams < 1 or (config.num_beams > 1 and (config.method not in ("llm", "ctc_beam") or config.streaming)):
-        expected = "1, or more with method llm or ctc_beam and whole utterances"
+    whole = config.final_context == "whole"
+    if not (whole or config.final_context == "chunks") or (whole and (config.method != "llm" or not config.streaming)):
+        expected = "chunks, or whole with method llm and streaming"
+        raise RecipeError(f"{path}: final_context", expected=expected, found=config.final_context, fix="correct the file")
+    if config.num_beams < 1 or (config.num_beams > 1 and (config.method not in ("llm", "ctc_beam") or (config.streaming and not whole))):
+        expected = "1, or more with method llm or ctc_beam and whole utterances, in streams those of final_context whole"
         raise RecipeError(f"{path}: num_beams", expected=expected, found=config.num_beams, fix="correct the file")
     if not 0 <= config.ctc_weight <= 1 or (config.ctc_weight and (config.method != "llm" or config.num_beams == 1)):
         expected = "0, or up to 1 with method llm and num_beams of at least 2"

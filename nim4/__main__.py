@@ -17,6 +17,7 @@ from nim4.export.__main__ import add_export
 from nim4.published.__main__ import add_encoder
 
 PIECE_S = 0.1  # of audio, that `stream` hears at once
+FINAL_CONTEXT = "of a stream: written from its chunks as they were heard, or from the whole segment, which is encoded again (later, fewer errors)"
 VAD_SETTINGS = "how speech is told from silence and cut, see VadConfig in nim4/config/settings.py; repeatable"
 
 
@@ -50,6 +51,7 @@ def add_stream(commands: Any) -> None:
     source.add_argument("--wav", type=Path, help="audio file")
     source.add_argument("--mic", action="store_true", help="the default microphone, until Ctrl-C; needs the package sounddevice")
     parser.add_argument("--realtime", action="store_true", help="no faster than it was spoken")
+    parser.add_argument("--final-context", choices=("chunks", "whole"), default="chunks", help=FINAL_CONTEXT)
 
 
 def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser:
@@ -121,6 +123,7 @@ def stream(args: argparse.Namespace) -> None:
     """Prints what a listener would see."""
     from nim4.corpus import microphone
     from nim4.decode.listening import Listener
+    from nim4.decode.second_pass import rereading_of
     from nim4.decode.streaming import Recogniser
     from nim4.decode.vad import check
     from nim4.report.live_text import shown
@@ -131,7 +134,7 @@ def stream(args: argparse.Namespace) -> None:
         raise RecipeError("--realtime", expected="--wav beside it", found="--mic", fix="leave it out: nobody speaks faster than in real time")
     pieces = microphone.listen(PIECE_S) if args.mic else microphone.play(args.wav, PIECE_S, args.realtime)
     model, _, index, given = load_speech(args)
-    listener = Listener(Recogniser(model, hotwords=index), vad, given)
+    listener = Listener(Recogniser(model, hotwords=index, rereading=rereading_of(args.final_context)), vad, given)
 
     def show(update: Any) -> None:
         if args.no_punctuation and update.hypothesis is not None:
@@ -166,6 +169,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
     for name, about in LIMITS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=int(getattr(Limits, name)), help=about)
+    parser.add_argument("--final-context", choices=("chunks", "whole"), default="chunks", help=FINAL_CONTEXT)
     add_parts(parser)
     add_common(parser)
     parser.set_defaults(run=serve)

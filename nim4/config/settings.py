@@ -346,7 +346,7 @@ class DecodeConfig:
     """One decode configuration: a file under local/conf/decode/. Never an architecture setting: those are in the model folder."""
 
     method: str = "ctc_greedy"  # ctc_greedy | ctc_beam | ctc_graph | llm
-    num_beams: int = 1  # llm: 1 = greedy; ctc_beam: prefixes that are kept
+    num_beams: int = 1  # llm: 1 = greedy; in streams more are of the second pass, with final_context whole; ctc_beam: prefixes that are kept
     ctc_weight: float = 0.0  # llm, more than one beam: of the phoneme head's say in which of them is the result
     ngram: str = "none"  # ctc_beam, ctc_graph: words | phones; ctc_graph: none = all phonemes alike
     lm_weight: float = 1.0  # ctc_beam, ctc_graph: of the n-gram's log probability
@@ -356,6 +356,7 @@ class DecodeConfig:
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6
+    final_context: str = "chunks"  # llm, streaming: the second pass reads the stream's chunks (paper) | whole: heard anew with full context (ours)
     speakers: int = 1  # streaming: who speak at once, to each process; their chunks are decoded together, and they wait for each other's work
     batch_s: float = 60.0  # offline: padded audio decoded at once; the result does not depend on it
 

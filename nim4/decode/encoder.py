@@ -39,10 +39,12 @@ class Chunk:
     Attributes:
         frames: (1, S, D) float, on the model's device; S is the chunk size, at the end of a stream less.
         log_probs: (S, V) float32, on the CPU.
+        features: (T, 80) float32, on the CPU: its own, without the encoder's look-ahead; T is 4 S, or less at the end of a stream.
     """
 
     frames: Tensor
     log_probs: Tensor
+    features: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,10 @@ class Encode:
             return [*Encode.together(chunks[: BATCHES[-1]]), *Encode.together(chunks[BATCHES[-1] :])]
         frames, log_probs, state = (_encode_fast if chunks[0].is_fast else _encode)(chunks)
         made = zip(chunks, torch.split_copy(frames, 1), log_probs.cpu(), state.split(), strict=True)
-        return [(Chunk(own[:, : chunk.num_frames], probs[: chunk.num_frames]), state) for chunk, own, probs, state in made]
+        return [
+            (Chunk(own[:, : chunk.num_frames], probs[: chunk.num_frames], chunk.features[: SUBSAMPLING * chunk.num_frames]), state)
+            for chunk, own, probs, state in made
+        ]
 
 
 Encoded = tuple[Tensor, Tensor, State]  # (B, S, D) frames, (B, S, V) float32 log-probabilities, the state behind them

@@ -96,12 +96,13 @@ def transcripts(
     x, x_lens = features_of(recordings, model.acoustic.mean.device)
     if not x.numel():
         return ["" for _ in recordings]
-    return _written(model, *model.encode(x, x_lens), hints, num_beams, rescorer)
+    return write_texts(model, *model.encode(x, x_lens), hints, num_beams, rescorer)
 
 
-def _written(
+def write_texts(
     model: SpeechLlm, frames: Tensor, lens: Tensor, hints: Sequence[Sequence[str]] | None, num_beams: int, rescorer: CtcRescorer | None
 ) -> list[str]:
+    """`transcripts` for what the encoder gave: (B, S, D) frames and (B,) lengths."""
     speech = model.adaptor(frames, lens)
     if rescorer is None:
         return model.write(*speech, hints=hints, num_beams=num_beams)
@@ -139,7 +140,7 @@ def transcripts_with_hotwords(
     log_probs = model.acoustic.head(frames).cpu().numpy()
     found = [hotwords.search_log_probs(row[:length], limits) for row, length in zip(log_probs, lens.tolist(), strict=True)]
     hints = [Hints(given, max_hints).update(hits) for hits in found]
-    return list(zip(_written(model, frames, lens, hints, num_beams, rescorer), hints, strict=True))
+    return list(zip(write_texts(model, frames, lens, hints, num_beams, rescorer), hints, strict=True))
 
 
 def llm_cuts(

@@ -13,30 +13,26 @@ waits for another that writes more (nim4/decode/together.py, nim4/model/rows.py)
 exactly; sums in bf16 depend on how many are added at once, and near ties may fall the other way.
 
 Source: arXiv 2604.18105, section 3.6. Ours, since it says no more: what has been kept is not rolled back later, so that users can rely on it
-until the final text; the two free chunks are counted from the first with a phoneme; new tokens are limited; those rolled back are a draft.
+until the final text; the two free chunks are counted from the first with a phoneme; new tokens are limited; those rolled back are a draft; the
+second pass may hear the whole anew (nim4/decode/second_pass.py).
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nim4.config import DecodeConfig
 from nim4.corpus.feats import SAMPLING_RATE_HZ
-from nim4.corpus.manifest import MonoCut
 from nim4.corpus.punctuation import without_punctuation
-from nim4.decode.encoder import Chunk, StreamingEncoder, context_of
+from nim4.decode.encoder import Chunk, StreamingEncoder
 from nim4.decode.hotword import HotwordIndex, HotwordView
 from nim4.decode.hotword_hints import MAX_HINTS, StreamHints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits
-from nim4.decode.offline import Decoded
-from nim4.decode.processes import in_processes
-from nim4.decode.speakers import follow, in_groups, read_all
+from nim4.decode.second_pass import EncodeWhole, Rereading, WriteBest
 from nim4.decode.together import Work, alone, run
 from nim4.model.asr import SpeechLlm, max_answer_tokens
 from nim4.model.conformer import Context
@@ -56,9 +52,11 @@ class Counts:
     """Work of one session.
 
     Attributes:
-        speech_tokens: embeddings of speech; each is read once.
-        read_tokens: all that the language model has read, prompts, drafts and answers included; without the shared prefix.
-        passes: of the language model.
+        speech_tokens: embeddings of the speech that was heard chunk by chunk. Each is read once; a second pass that hears the whole anew reads as
+            many others, and those of the last chunks not at all.
+        read_tokens: all that the language model has read, prompts, drafts and answers included; without the shared prefix, and without what a
+            beam search reads.
+        passes: of the language model, without those of a beam search.
         refreshed, skipped: partials that were written, and those that nothing new was heard for.
         drafted, accepted: tokens of the last partial, and how many of them the final text begins with.
     """
@@ -133,6 +131,7 @@ class Recogniser:
         limits: of the lattice search; None = exact search.
         max_hints: of a session, the given ones included.
         rows: of `model`, from new_rows, where another recogniser is to share the passes of the language model; None = rows of its own.
+        rereading: how the second pass hears the whole anew; None = it reads the frames of the stream (paper).
     """
 
     def __init__(
@@ -144,9 +143,10 @@ class Recogniser:
         limits: LatticeLimits | None = DEFAULT_LIMITS,
         max_hints: int = MAX_HINTS,
         rows: Rows | None = None,
+        rereading: Rereading | None = None,
     ):
         self.model, self.context, self.hotwords, self.limits, self.max_hints = model, context, hotwords, limits, max_hints
-        self.rows = rows or new_rows(model)
+        self.rows, self.rereading = rows or new_rows(model), rereading
 
     def session(self, given: Sequence[str] = (), clock: Clock = time.perf_counter, encoder: StreamingEncoder | None = None) -> "StreamingSession":
         """A new stream.
@@ -205,6 +205,7 @@ class StreamingSession:
 
     def __init__(self, recogniser: Recogniser, given: Sequence[str], clock: Clock, encoder: StreamingEncoder):
         self._recogniser, self._model, self._clock, self._encoder = recogniser, recogniser.model, clock, encoder
+        self._features: list[Tensor] = []  # (T, 80) of all chunks, where they are to be heard anew
         self._frames = self._model.adaptor.up.weight.new_zeros(1, 0, self._model.config.encoder.dim)  # that fill no embedding yet
         self._row = recogniser.rows.new()  # of the prefix and the speech before the last text
         self._unread = self._model.llm.get_input_embeddings().weight.detach()[:0]  # (A, D) embeddings of the speech since then
@@ -248,7 +249,7 @@ class StreamingSession:
     def abort(self) -> None:
         """Ends the session and lets go of its memory; may be called at any time."""
         self._open = False
-        self._row = self._encoder = self._hotwords = self._frames = self._unread = None
+        self._row = self._encoder = self._hotwords = self._features = self._frames = self._unread = None
 
     def _check_open(self) -> None:
         if not self._open:
@@ -281,20 +282,33 @@ class StreamingSession:
         if self._frames.shape[1]:
             yield from self._adapt(self._frames)
         self._hotwords.finish()
-        ids: list[int] = []
-        if self._counts.speech_tokens:
-            suffix, limit = self._model.prompt.suffix(self._hotwords.hints), max_answer_tokens(self._counts.speech_tokens)
-            written = yield from self._write(suffix, self._ids, limit)
-            ids, self._counts.drafted, self._counts.accepted = written.ids, len(self._ids), written.accepted
-        self._revision, text = self._revision + 1, self._text(ids).strip()
+        text = (yield from self._second_pass()) if self._counts.speech_tokens else ""
+        self._revision += 1
         hypothesis = self._log(started_s, text, len(text), True)
         self.abort()
         return hypothesis
+
+    def _second_pass(self) -> Work[str]:
+        """The final text of speech that fills at least one embedding."""
+        again, hints = self._recogniser.rereading, self._hotwords.hints
+        if again is not None:
+            features = torch.cat(self._features)
+            if again.num_beams > 1:
+                return (yield WriteBest(self._model, features, hints, again))
+            frames = yield EncodeWhole(self._model, features)
+            self._unread = yield Adapt(self._model, frames)
+            self._row.drop(self._row.length - len(self._model.prompt.prefix))  # the speech of the stream is forgotten
+        suffix, limit = self._model.prompt.suffix(hints), max_answer_tokens(self._counts.speech_tokens)
+        written = yield from self._write(suffix, self._ids, limit)
+        self._counts.drafted, self._counts.accepted = len(self._ids), written.accepted
+        return self._text(written.ids).strip()
 
     def _hear(self, chunks: Sequence[Chunk]) -> Work[None]:
         stack = self._model.adaptor.stack
         for chunk in chunks:
             self._hotwords.hear(chunk.log_probs)
+            if self._recogniser.rereading is not None:
+                self._features.append(chunk.features)
             frames = torch.cat([self._frames, chunk.frames], 1)
             whole = frames.shape[1] - frames.shape[1] % stack
             self._frames = frames[:, whole:]
@@ -356,37 +370,3 @@ def num_kept_tokens(tokenizer: Any, ids: Sequence[int], at_least: int = 0) -> in
         if not start.endswith(CUT_CHARACTER) and text.startswith(start):
             return kept
     return at_least
-
-
-def stream_llm_cuts(
-    model: SpeechLlm, cuts: Sequence[MonoCut], config: DecodeConfig, given: Sequence[str], index: HotwordIndex | None, num_processes: int = 1
-) -> Iterator[Decoded[tuple[str, list[str] | None]]]:
-    """Every cut as a stream with a simulated speaker, see nim4/decode/speakers.py, and a partial after each chunk.
-
-    Args:
-        given: hints for every cut.
-        index: hotwords; the config says how they are searched.
-    Returns:
-        final text, and the hints that were looked up for it, None when there is no index. `shown` is of the partials and the final text:
-        (seconds of audio heard, seconds on the speaker's clock, text, characters of it that stay).
-    """
-    limits = DEFAULT_LIMITS if config.hotwords == "lattice" else None
-    recogniser = Recogniser(model, context_of(config), hotwords=index, limits=limits, max_hints=config.max_hints)
-    for decoded in in_processes(partial(_stream, recogniser=recogniser, given=given), in_groups(cuts, config.speakers), num_processes):
-        yield from decoded
-
-
-def _stream(cuts: Sequence[MonoCut], recogniser: Recogniser, given: Sequence[str]) -> list[Decoded[tuple[str, list[str] | None]]]:
-    read, unreadable = read_all(cuts)
-    sessions = [recogniser.session(given) for _ in read]
-    decoded = [Decoded(cut, None, 0.0, reason) for cut, reason in unreadable]
-    for (cut, _), heard in zip(read, follow([samples for _, samples in read], sessions, _hear), strict=True):
-        final = heard[-1].result
-        shown = [(row.heard_s, row.clock_s, row.result.text, row.result.settled_chars) for row in heard]
-        hints = None if recogniser.hotwords is None else list(final.hints)
-        decoded.append(Decoded(cut, (final.text, hints), sum(row.work_s for row in heard), None, shown))
-    return decoded
-
-
-def _hear(session: StreamingSession, piece: np.ndarray | None) -> Work[Hypothesis]:
-    return session.hearing(np.zeros(0, np.float32) if piece is None else piece, ends=piece is None)

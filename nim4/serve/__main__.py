@@ -24,8 +24,11 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
 
 
 def parts_of(args: argparse.Namespace) -> Parts:
-    """What the options say. Raises RecipeError for a number of engines that cannot be."""
+    """What the options say. Raises RecipeError for a number of engines that cannot be, and for what an engine cannot do."""
     if args.engines < 1 or (args.engines > 1 and args.engine == "hf"):
         expected = "at least 1, and no more than 1 with --engine hf"
         raise RecipeError("--engines", expected=expected, found=args.engines, fix="leave it out, or add --engine vllm")
-    return Parts(args.encoder, args.engine, args.engines)
+    if args.final_context == "whole" and args.engine == "vllm":
+        expected = "--engine hf, whose encoder and language model can hear a segment anew together"
+        raise RecipeError("--final-context whole", expected=expected, found="--engine vllm", fix="leave one of the two out")
+    return Parts(args.encoder, args.engine, args.engines, args.final_context)

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from nim4.decode.hotword import HotwordIndex
 from nim4.decode.hotword_hints import MAX_HINTS, StreamHints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS
 from nim4.decode.recordings import Segment, speech_places, timed_segment
+from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import Counts, Hypothesis, Job, StreamingSession
 from nim4.decode.together import Work
 from nim4.model.asr import SpeechLlm
@@ -108,11 +110,11 @@ class FedSession:
 
 
 class EncoderGateway(Service):
-    """Streams whose encoder runs on Triton. Recordings are heard as a whole, which the encoder here does.
+    """Streams whose encoder runs on Triton. What is heard as a whole, recordings and second passes anew, is heard by the encoder here.
 
     Args:
         encoder: of the same model folder as `model`.
-        model, inventory, indexes, limits, vad: of the Service.
+        model, inventory, indexes, limits, vad, rereading: of the Service.
     """
 
     def __init__(
@@ -123,8 +125,9 @@ class EncoderGateway(Service):
         indexes: Mapping[str, HotwordIndex],
         limits: Limits,
         vad: VadConfig | None = None,
+        rereading: Rereading | None = None,
     ):
-        super().__init__(model, inventory, indexes, limits, vad)
+        super().__init__(model, inventory, indexes, limits, vad, rereading)
         self._encoder, self.chunks_ms = encoder, encoder.chunks_ms
         encoder.metrics = self.metrics
         self._leaving: set[asyncio.Task[None]] = set()
@@ -139,7 +142,7 @@ class EncoderGateway(Service):
         fed: FedSession = job.session
         like = self._model.adaptor.up.weight
         for chunk in await fed.heard.stream.hear(job.samples, job.ends):
-            fed.heard.waiting.append(Chunk(chunk.frames.to(like), chunk.log_probs))
+            fed.heard.waiting.append(replace(chunk, frames=chunk.frames.to(like)))
         return await super().hear(Job(fed.session, job.samples, job.ends))
 
     def forget(self, session: FedSession) -> None:

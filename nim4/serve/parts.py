@@ -1,4 +1,4 @@
-"""Where the parts of a server run, and the service that is made of them."""
+"""Where the parts of a server run, what its second pass reads, and the service that is made of them."""
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ import torch
 
 from nim4.config import VadConfig
 from nim4.decode.hotword import HotwordIndex
+from nim4.decode.second_pass import rereading_of
 from nim4.model.asr import load_speech_llm, read_speech_llm_config
 from nim4.model.checkpoint import load_model
 from nim4.serve.limits import Limits
@@ -27,11 +28,13 @@ class Parts:
         encoder: local, or addresses of Triton servers.
         engine: of the language model: hf is the one here, vllm has processes of its own.
         engines: how many of those; where there are GPUs, each has one of its own.
+        final_context: of the second pass, as of DecodeConfig; whole needs the language model here.
     """
 
     encoder: str = LOCAL
     engine: str = "hf"
     engines: int = 1
+    final_context: str = "chunks"
 
 
 HERE = Parts()
@@ -64,11 +67,12 @@ def new_service(parts: Parts, model: tuple[Path, torch.device, str], indexes: Ma
         return Gateway(encoder, Engines(starts), inventory, loaded, limits, vad)
     speech_llm, inventory = load_speech_llm(folder, device, precision)
     loaded = {name: HotwordIndex.load(path, inventory) for name, path in indexes.items()}
+    rereading = rereading_of(parts.final_context)
     if encoder is None:
-        return Service(speech_llm, inventory, loaded, limits, vad)
+        return Service(speech_llm, inventory, loaded, limits, vad, rereading)
     from nim4.serve.gateway import EncoderGateway
 
-    return EncoderGateway(encoder, speech_llm, inventory, loaded, limits, vad)
+    return EncoderGateway(encoder, speech_llm, inventory, loaded, limits, vad, rereading)
 
 
 def _start_of(number: int, folder: Path, precision: str, limits: Limits, engines: int) -> Callable[[], Awaitable[Any]]:

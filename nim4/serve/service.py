@@ -21,6 +21,7 @@ from nim4.decode.encoder import ENCODER_FRAME_MS, record_chunks
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.listening import Cutter
 from nim4.decode.recordings import Segment, Transcriber
+from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import DEPLOYED, Hypothesis, Job, Recogniser, StreamingSession, new_rows
 from nim4.decode.together import Work, alone
 from nim4.decode.trie import NONE
@@ -169,13 +170,20 @@ class Service(Reception):
         model: in evaluation mode.
         inventory: of the model's phoneme head.
         indexes, limits, vad: of the Reception.
+        rereading: of the streams' second passes, as of the Recogniser.
     """
 
     def __init__(
-        self, model: SpeechLlm, inventory: PhonemeInventory, indexes: Mapping[str, HotwordIndex], limits: Limits, vad: VadConfig | None = None
+        self,
+        model: SpeechLlm,
+        inventory: PhonemeInventory,
+        indexes: Mapping[str, HotwordIndex],
+        limits: Limits,
+        vad: VadConfig | None = None,
+        rereading: Rereading | None = None,
     ):
         super().__init__(indexes, limits, vad)
-        self._model, self._inventory = model, inventory
+        self._model, self._inventory, self._rereading = model, inventory, rereading
         self._recognisers: dict[tuple[int, str | None], Recogniser] = {}  # touched by the model thread only
         self._rows = new_rows(model)
         if model.acoustic.mean.is_cuda:  # where room that is made later costs time, see nim4/model/graphs.py
@@ -220,7 +228,8 @@ class Service(Reception):
         key = (chunk_ms, index)
         if key not in self._recognisers:
             context = Context(chunk_ms // ENCODER_FRAME_MS, LEFT_MS // chunk_ms)
-            self._recognisers[key] = Recogniser(self._model, context, hotwords=self.index(index), rows=self._rows)
+            own = {"hotwords": self.index(index), "rows": self._rows, "rereading": self._rereading}
+            self._recognisers[key] = Recogniser(self._model, context, **own)
         return self._recognisers[key]
 
     async def segments(

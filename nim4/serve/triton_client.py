@@ -248,7 +248,7 @@ class TritonStream:
                 continue
             if ends:
                 self._leave()
-            return self._chunk(answer, self._features.num_frames(features))
+            return self._chunk(answer, features)
         raise Busy(f"no server of the encoder has encoded a chunk, the last one says: {error}")
 
     def _leave(self) -> Replica:
@@ -266,9 +266,11 @@ class TritonStream:
         about = {"sequence_id": self._number, "sequence_start": starts, "sequence_end": ends, "client_timeout": ANSWER_S}
         return await replica.client.infer(model_name(self._chunk_ms), inputs, **about)
 
-    def _chunk(self, answer: Any, num_frames: int) -> Chunk:
+    def _chunk(self, answer: Any, features: Tensor) -> Chunk:
+        num_frames = self._features.num_frames(features)
         frames, values, ids = (answer.as_numpy(name)[:, :num_frames] for name in ("frames", "top_log_probs", "top_ids"))
-        return Chunk(torch.from_numpy(frames.copy()), spread(ids[0], values[0], self._encoder.config.vocab_size))
+        log_probs = spread(ids[0], values[0], self._encoder.config.vocab_size)
+        return Chunk(torch.from_numpy(frames.copy()), log_probs, features[: SUBSAMPLING * num_frames])
 
 
 def spread(ids: np.ndarray, values: np.ndarray, vocab_size: int) -> Tensor:

@@ -12,6 +12,7 @@ from made_corpora import load_program, run_program
 
 from nim4 import __main__ as nim4_main
 from nim4 import stage
+from nim4.decode.second_pass import EncodeWhole, WriteBest
 from nim4.model.asr import load_speech_llm
 
 
@@ -117,6 +118,20 @@ def talkative(aligned, tmp_path_factory):
 def model(talkative):
     """The speech LLM of `talkative`."""
     return load_speech_llm(talkative, torch.device("cpu"))[0]
+
+
+@pytest.fixture
+def heard_anew(monkeypatch):
+    """Grows by the number of features of each segment that a second pass encodes again."""
+    lens = []
+    for request in (EncodeWhole, WriteBest):
+
+        def together(parts, own=request.together):
+            lens.extend(len(part.features) for part in parts)
+            return own(parts)
+
+        monkeypatch.setattr(request, "together", staticmethod(together))
+    return lens
 
 
 @pytest.fixture(scope="module")

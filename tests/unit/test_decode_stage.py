@@ -224,6 +224,24 @@ def test_mistakes(decode, trained, units, tmp_path, changes, message):
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
+def test_streams_whose_second_pass_hears_the_whole_end_as_whole_recordings(decode, talkative, units, tmp_path, heard_anew, monkeypatch):
+    options, texts = [*options_for(talkative, units, tmp_path / "out"), "--hotwords", "北京"], {}
+    configs = shutil.copytree(decode_config.CONFIGS, tmp_path / "configs")
+    with (configs / "offline_rescored.yaml").open("a", encoding="utf-8") as file:
+        file.write("batch_s: 0.1\n")  # each alone: random weights write on to the limit, which beams of one batch share
+    monkeypatch.setattr(decode_config, "CONFIGS", configs)
+    for config, num_anew in (("offline", 0), ("streaming", 0), ("streaming_reread", 4), ("offline_rescored", 4), ("streaming_rescored", 8)):
+        assert decode(*options, "--configs", config) == (0, [])
+        texts[config] = {row["id"]: row["text"] for row in read_jsonl(tmp_path / "out" / config / "test" / "hyps.jsonl")}
+        assert len(heard_anew) == num_anew
+    assert texts["streaming_reread"] == texts["offline"]
+    assert texts["streaming_rescored"] == texts["offline_rescored"]
+    assert len(set(texts["offline"].values())) == 4
+    events = [read_jsonl(tmp_path / "out" / config / "test" / "events.jsonl") for config in ("streaming", "streaming_reread")]
+    shown, shown_again = ([(row["id"], row["text"]) for row in rows if not row["is_final"]] for rows in events)
+    assert shown == shown_again
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -261,7 +279,10 @@ def test_an_empty_or_broken_manifest_is_told(decode, trained, tmp_path, content)
         ("speakers: 4", "speakers: expected 1, or more with streaming, found 4"),
         ("method: llm\nctc_weight: 0.3", "ctc_weight: expected 0, or up to 1 with method llm and num_beams of at least 2, found 0.3"),
         ("method: llm\nnum_beams: 2\nctc_weight: 1.5", "ctc_weight: expected 0, or up to 1 with method llm and num_beams of at least 2, found 1.5"),
-        ("method: llm\nstreaming: true\nnum_beams: 2", "num_beams: expected 1, or more with method llm or ctc_beam and whole utterances, found 2"),
+        ("method: llm\nstreaming: true\nnum_beams: 2", "in streams those of final_context whole, found 2"),
+        ("method: llm\nfinal_context: whole", "final_context: expected chunks, or whole with method llm and streaming, found whole"),
+        ("streaming: true\nfinal_context: whole", "final_context: expected chunks, or whole with method llm and streaming, found whole"),
+        ("method: llm\nstreaming: true\nfinal_context: half", "final_context: expected chunks, or whole with method llm and streaming, found half"),
         ("hotwords: fuzzy", "hotwords: expected none, or exact or lattice with method llm and max_hints of at least 1, found fuzzy, 10"),
         ("hotwords: exact", "hotwords: expected none, or exact or lattice with method llm"),
         ("method: llm\nhotwords: exact\nmax_hints: 0", "found exact, 0"),

@@ -15,6 +15,7 @@ from spoken_clips import read_clips
 from nim4 import __main__ as nim4_main
 from nim4 import stage
 from nim4.decode.listening import Listener
+from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve import steady
@@ -61,6 +62,7 @@ def test_mistakes(serve, talkative, trained, tmp_path):
         (["--model", talkative, "--set", "padding_s=9"], "vad.padding_s: expected 0 to 5, a quarter of max_segment_s, found 9.0"),
         (["--model", talkative, "--max-upload-s", 0], "--max-upload-s: expected at least 1, found 0"),
         (["--model", talkative, "--max-sessions", 0], "--max-sessions: expected at least 1, found 0"),
+        (["--model", talkative, "--engine", "vllm", "--final-context", "whole"], "--final-context whole: expected --engine hf, "),
     ):
         code, errors = serve("--port", 0, *options)
         assert (code, len(errors)) == (2, 1)
@@ -73,6 +75,14 @@ def test_the_model_has_the_precision_of_the_option(serve, talkative, monkeypatch
     for precision in ("auto", "bf16"):
         assert serve("--model", talkative, "--port", 0, "--precision", precision) == (0, [])
     assert [model.llm.get_input_embeddings().weight.dtype for model in served] == [torch.float32, torch.bfloat16]
+
+
+def test_the_second_pass_is_that_of_the_option(serve, talkative, monkeypatch):
+    served = []
+    monkeypatch.setattr(Server, "run", lambda server, sockets: served.append(server._service._rereading))
+    for options in ([], ["--final-context", "chunks"], ["--final-context", "whole"]):
+        assert serve("--model", talkative, "--port", 0, *options) == (0, [])
+    assert served == [None, None, Rereading()]
 
 
 STEADY = """

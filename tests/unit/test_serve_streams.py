@@ -9,6 +9,7 @@ import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from nim4.config import VadConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
+from nim4.decode.offline import transcripts
+from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import Recogniser, StreamingSession
 from nim4.decode.together import step
 from nim4.model.asr import load_speech_llm
 from nim4.serve.realtime import Connection
-from nim4.serve.service import some_names
+from nim4.serve.service import Service, some_names
 
 HOTWORDS = ["北京", "上海"]
 
@@ -59,6 +62,23 @@ def test_a_stream_from_its_first_sample_to_its_final_text(server, model):
     assert [event["revision"] for event in [*partials, final]] == list(range(1, len(partials) + 2))
     for earlier, later in itertools.pairwise(partials):
         assert later["text"].startswith(earlier["text"][: earlier["settled"]])
+
+
+def test_a_second_pass_that_hears_the_whole(model, heard_anew):
+    recordings = [pcm(1.0 + seed, seed=seed) for seed in range(3)]
+    with RunningServer(model, make=partial(Service, rereading=Rereading())) as server, ThreadPoolExecutor(3) as pool:
+        server.service.warm_up()
+        heard_anew.clear()
+
+        def said(samples):
+            with server.stream() as client:
+                client.speak(samples)
+                client.send("stop")
+                return next(event["text"] for event in client.rest()[0] if event["type"] == "final")
+
+        finals = list(pool.map(said, recordings))
+    assert finals == [transcripts(model, [as_float(samples)])[0] for samples in recordings]
+    assert sorted(heard_anew) == [100, 200, 300]
 
 
 def test_openai_messages_and_two_utterances(server, model):

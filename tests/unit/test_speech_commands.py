@@ -64,6 +64,17 @@ def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
 
 
+def test_the_second_pass_of_a_stream_may_hear_the_whole(nim4, talkative, recordings, heard_anew):
+    model, _ = load_speech_llm(talkative, torch.device("cpu"))
+    (text,) = transcripts(model, [read_recording(recordings[0])])
+    options = ["--model", talkative, "--wav", recordings[0], "--device", "cpu", *ALL_IS_SPEECH]
+    for context, num_anew in (("chunks", 0), ("whole", 1)):
+        code, lines, errors = nim4("stream", *options, "--final-context", context)
+        assert (code, errors, len(heard_anew)) == (0, [], num_anew)
+    assert "\n".join(lines).endswith(f"1.50\tfinal\t{text}")
+    assert nim4("stream", *options, "--final-context", "half")[0] == 2
+
+
 def test_another_precision_is_that_of_the_library(nim4, talkative, recordings):
     model, _ = load_speech_llm(talkative, torch.device("cpu"), "bf16")
     session = Recogniser(model).session()

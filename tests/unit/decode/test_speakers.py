@@ -80,7 +80,7 @@ def test_each_gets_what_it_gets_alone(kind, tmp_path):
         make = lambda: StreamingEncoder(model, Context(4, 2))  # noqa: E731
         seen = lambda row: row.result[1]  # noqa: E731
     else:
-        from nim4.decode.streaming import _hear
+        from nim4.decode.spoken_cuts import _hear
 
         recogniser = Recogniser(make_talkative(tiny_speech_llm(tiny_llm(tmp_path))))
         make = recogniser.session

@@ -17,7 +17,8 @@ class Heard:
 
     def append(self, frames, num_phones):
         labels = torch.full((len(frames), 1), int(num_phones > len(self.phones)))
-        self.waiting.append(Chunk(frames[None], torch.zeros(len(frames), self._vocab_size).scatter(1, labels, 1.0)))
+        log_probs = torch.zeros(len(frames), self._vocab_size).scatter(1, labels, 1.0)
+        self.waiting.append(Chunk(frames[None], log_probs, torch.zeros(0, 80)))
         self.phones = [1] * num_phones
 
     def accepting(self, samples):

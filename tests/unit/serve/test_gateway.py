@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import test_serve_streams as streams
@@ -13,11 +14,14 @@ from test_serve_uploads import EVERYTHING, file_of
 from triton_server import free_port
 
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
+from nim4.decode.encoder import StreamingEncoder
 from nim4.decode.hotword import HotwordIndex
-from nim4.decode.streaming import Recogniser
+from nim4.decode.offline import transcripts
+from nim4.decode.second_pass import Rereading
+from nim4.decode.streaming import DEPLOYED, Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve.engines import Engines
-from nim4.serve.gateway import EncoderGateway, Gateway
+from nim4.serve.gateway import EncoderGateway, Gateway, HeardHere
 
 # Run here again, on `server` below:
 test_a_stream_from_its_first_sample_to_its_final_text = streams.test_a_stream_from_its_first_sample_to_its_final_text
@@ -93,6 +97,29 @@ def test_streams_at_the_same_time_do_not_hear_each_other(server, model):
         texts = list(pool.map(speak, range(6)))
     assert texts == [final_of(model, pcm(1.5 + seed / 10, seed=seed)) for seed in range(6)]
     assert len(set(texts)) > 1
+
+
+class MadeEncoder:
+    """With the interface of nim4/serve/triton_client.py, in this process."""
+
+    chunks_ms = (640,)
+
+    def __init__(self, acoustic):
+        self._acoustic, self.metrics = acoustic, None
+
+    def stream(self, chunk_ms, do):
+        return HeardHere(StreamingEncoder(self._acoustic, DEPLOYED), do, self.metrics)
+
+    async def close(self):
+        pass
+
+
+def test_a_second_pass_that_hears_the_whole_has_the_encoder_here(model, heard_anew):
+    samples, make = pcm(2.5), partial(EncoderGateway, MadeEncoder(model.acoustic), rereading=Rereading())
+    with RunningServer(model, make=make) as server, server.stream() as client:
+        client.speak(samples)
+        final = said(client)
+    assert (final, heard_anew) == (transcripts(model, [as_float(samples)])[0], [250])
 
 
 def test_stages_are_counted(server, model):

@@ -39,6 +39,7 @@ def check_chunks(found, wanted):
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.frames, other.frames, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one.features, other.features)
         best, ids = other.log_probs.topk(4)
         torch.testing.assert_close(one.log_probs.gather(1, ids), best, atol=1e-3, rtol=1e-3)
         assert one.log_probs.argmax(-1).tolist() == other.log_probs.argmax(-1).tolist()
