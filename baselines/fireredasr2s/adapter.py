@@ -26,7 +26,8 @@ class FireRed:
 
     def transcribe(self, path, language):
         found = self._model.transcribe(["clip"], [path])
-        # its code turns an exception into an empty list: that is a failure, no silence
-        if len(found) != 1 or found[0].get("uttid") != "clip" or not isinstance(found[0].get("text"), str):
+        # its code turns an exception of the model into an empty list, and one of the audio or features into an empty text without "rtf", the time it
+        # took: both are failures, no silence
+        if len(found) != 1 or found[0].get("uttid") != "clip" or not isinstance(found[0].get("text"), str) or "rtf" not in found[0]:
             raise RuntimeError(f"it gave no result but {found!r:.100}; what went wrong is in the log")
         return {"raw": found[0]["text"]}

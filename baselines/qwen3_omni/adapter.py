@@ -18,8 +18,7 @@ def load(settings):
     class Thinker(Greedy):
         def generate(self, made):
             limits = {f"thinker_{key}": value for key, value in self._settings["decoding"].items()}
-            written = self.model.generate(**made, return_audio=False, use_audio_in_video=False, thinker_return_dict_in_generate=True, **limits)
-            return written[0].sequences if isinstance(written, tuple) else written.sequences
+            return self.model.generate(**made, return_audio=False, use_audio_in_video=False, **limits)
 
     thinker = Thinker(Qwen3OmniMoeForConditionalGeneration, settings, inputs)
     thinker.model.disable_talker()
