@@ -153,7 +153,10 @@ class Subsampling(nn.Module):
         Args:
             ends: (B,) int64, frames behind which an utterance has ended, and what the last convolution sees is 0; None = it sees what there is.
         """
-        x = self.conv(x.unsqueeze(1))
+        x = self.conv[0](x.unsqueeze(1))
+        if x.device.type == "cpu":  # there the backward pass of the convolutions that follow is two to three times as fast with the channels last
+            x, cache = (part.contiguous(memory_format=torch.channels_last) for part in (x, cache))
+        x = self.conv[1:](x)
         if ends is not None:
             x = x.masked_fill(~valid_mask(ends, x.shape[2])[:, None, :, None], 0.0)
         x = torch.cat([cache.to(x.dtype), x], dim=2)

@@ -41,6 +41,15 @@ def graphs(model, tmp_path_factory):
     return {fbank: folder / f"{fbank}.onnx" for fbank in (False, True)}
 
 
+@pytest.fixture(scope="module")
+def conformer(tmp_path_factory):
+    """A Conformer with dropout, its weights before it was exported, and the graph."""
+    model, path = tiny_model(dropout=0.5), tmp_path_factory.mktemp("conformer") / "model.onnx"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_streaming(model, path, CONTEXT)
+    return model, before, path
+
+
 def streamed(model, samples):
     session = StreamingCtc(model, CONTEXT)
     return torch.cat([session.accept(samples), session.finish()]).numpy()
@@ -80,12 +89,11 @@ def test_streams_of_different_age_in_one_batch_are_as_alone(model, graphs):
     assert not np.allclose(alone[1]["log_probs"], encoder.step(x[4:5], lens, old)[0]["log_probs"], atol=1e-3)  # the state counts
 
 
-def test_the_best_phones_alone(tmp_path):
-    model = tiny_model()
-    export_streaming(model, tmp_path / "all.onnx", CONTEXT)
+def test_the_best_phones_alone(conformer, tmp_path):
+    model, _, path = conformer
     export_streaming(model, tmp_path / "top.onnx", CONTEXT, top=3)
     samples = noise(9000)
-    every, top = (list(ExportedEncoder(tmp_path / f"{name}.onnx").chunks(samples)) for name in ("all", "top"))
+    every, top = (list(ExportedEncoder(graph).chunks(samples)) for graph in (path, tmp_path / "top.onnx"))
     for whole, best in zip(every, top, strict=True):
         assert "log_probs" not in best
         assert best["top_ids"].dtype == np.int32
@@ -114,19 +122,17 @@ def test_features_of_a_graph_are_ours():
         np.testing.assert_allclose(GraphFbank()(padded[None])[0].numpy(), Fbank().extract(samples), atol=1e-3)
 
 
-def test_exporting_leaves_the_model_as_it_was(tmp_path):
-    model = tiny_model(dropout=0.5)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export_streaming(model, tmp_path / "model.onnx", CONTEXT)
+def test_exporting_leaves_the_model_as_it_was(conformer):
+    model, before, _ = conformer
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_graph_of_another_model_is_found_out(tmp_path):
-    export_streaming(tiny_model(), tmp_path / "model.onnx", CONTEXT)
-    assert check_graph(StreamingStep(tiny_model(), CONTEXT), tmp_path / "model.onnx") < 1e-4
+def test_a_graph_of_another_model_is_found_out(conformer):
+    _, _, path = conformer
+    assert check_graph(StreamingStep(tiny_model(), CONTEXT), path) < 1e-4
     with pytest.raises(RuntimeError, match="differs from the model by"):
-        check_graph(StreamingStep(tiny_model(seed=1), CONTEXT), tmp_path / "model.onnx")
+        check_graph(StreamingStep(tiny_model(seed=1), CONTEXT), path)
 
 
 def test_large_weights_lie_beside_the_graph(tmp_path, monkeypatch):

@@ -73,7 +73,9 @@ def test_gradients_are_those_of_icefall(golden):
     gradients = {name.removeprefix("gradient."): tensor for name, tensor in golden.items() if name.startswith("gradient.")}
     assert len(gradients) == 4
     for name, gradient in gradients.items():
-        torch.testing.assert_close(encoder.get_parameter(name).grad, gradient, atol=1e-4 * float(gradient.abs().max()), rtol=0)
+        # the one of two entries is a sum of terms that nearly cancel: icefall's, in float32, is 1.4e-4 from ours in float64
+        close = 3e-4 if gradient.numel() == 2 else 1e-5
+        torch.testing.assert_close(encoder.get_parameter(name).grad, gradient, atol=close * float(gradient.abs().max()), rtol=0)
 
 
 @torch.inference_mode()
