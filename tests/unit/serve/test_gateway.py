@@ -1,7 +1,11 @@
 """The gateway: the server's own tests with the parts elsewhere; and what happens when a part fails, has no room, or a client is gone."""
 
 import asyncio
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import test_serve_streams as streams
@@ -18,6 +22,7 @@ from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
 from nim4.serve.engines import Engines
 from nim4.serve.gateway import EncoderGateway, Gateway
+from nim4.serve.vllm_engine import VllmEngine
 
 # Run here again, on `server` below:
 test_a_stream_from_its_first_sample_to_its_final_text = streams.test_a_stream_from_its_first_sample_to_its_final_text
@@ -163,6 +168,49 @@ def test_a_lost_engine_loses_no_text(model):
         assert metric(server, "engines") == 1
         engines[0].is_lost = False
         wait_for(lambda: metric(server, "engines") == 2)
+
+
+def test_while_a_lost_engine_is_replaced_streams_on_another_wait_for_nothing(model, talkative, monkeypatch):
+    engines, ended = [MadeEngine(model), MadeEngine(model)], []
+    cache, config = SimpleNamespace(num_gpu_blocks=100, block_size=16), SimpleNamespace(speech_id=3)
+    llm = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache), model_config=SimpleNamespace(hf_config=config))
+    llm.get_tokenizer, llm.shutdown = lambda: model.tokenizer, lambda: ended.append(threading.current_thread().name)
+    may_start = threading.Event()
+
+    def slowly(*_):
+        """As vLLM does: it holds up the loop in which it starts."""
+        assert may_start.wait(20)
+        return llm
+
+    async def first():
+        return engines[0] if not engines[0].is_lost else await VllmEngine.start(talkative)
+
+    async def second():
+        return engines[1]
+
+    monkeypatch.setattr("nim4.serve.vllm_client.new_llm", slowly)
+    samples = pcm(4.0)
+    with RunningServer(model, make=lambda _, *args: Gateway(model.acoustic, Engines([first, second]), *args)) as server, ExitStack() as stack:
+        moved, client = (stack.enter_context(server.stream()) for _ in engines)
+        for stream in (moved, client):
+            stream.speak(samples[:32_000])
+            stream.until("partial")
+        engines[0].is_lost = True
+        moved.speak(samples[32_000:])
+        assert said(moved) == final_of(model, samples)
+        assert metric(server, "engines") == 1
+        delays_s = []
+        for start in range(32_000, 64_000, 10_240):
+            began_s = time.monotonic()
+            client.speak(samples[start : start + 10_240])
+            client.until("partial")
+            delays_s.append(time.monotonic() - began_s)
+        assert max(delays_s) < 0.64
+        assert metric(server, "engines") == 1, "it was there before this could be seen"
+        may_start.set()
+        wait_for(lambda: metric(server, "engines") == 2)
+        assert said(client) == final_of(model, samples)
+    assert ended == ["vllm"]
 
 
 def test_a_stream_waits_for_its_only_engine(model):

@@ -185,7 +185,7 @@ def test_what_is_forgotten_by_vllm_is_sent_and_read_again(engine, model, run):
     async def forgotten():
         for stream in list(engine.streams):
             await stream.evict()
-        await engine.client._llm.reset_mm_cache()
+        await engine.client._do(engine.client._llm.reset_mm_cache())
         assert await engine.client.forget()
 
     texts = run(heard(engine, model, samples, between=forgotten))

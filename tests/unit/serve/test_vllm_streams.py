@@ -79,7 +79,7 @@ class Client:
     def session(self, name):
         return Session(self)
 
-    def close(self):
+    async def close(self):
         self.lost = True
 
 
