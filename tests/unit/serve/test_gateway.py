@@ -1,6 +1,8 @@
 """The gateway: the server's own tests with the parts elsewhere; and what happens when a part fails, has no room, or a client is gone."""
 
 import asyncio
+import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +18,16 @@ from running_server import RunningServer, as_float, pcm, wait_for
 from test_serve_uploads import EVERYTHING, file_of
 from triton_server import free_port
 
+from nim4.config import RecipeError, VadConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.streaming import Recogniser
 from nim4.model.asr import load_speech_llm
+from nim4.model.checkpoint import WEIGHTS
 from nim4.serve.engines import Engines
 from nim4.serve.gateway import EncoderGateway, Gateway
+from nim4.serve.limits import Limits
+from nim4.serve.parts import Parts, new_service
 from nim4.serve.vllm_engine import VllmEngine
 
 # Run here again, on `server` below:
@@ -211,6 +217,45 @@ def test_while_a_lost_engine_is_replaced_streams_on_another_wait_for_nothing(mod
         wait_for(lambda: metric(server, "engines") == 2)
         assert said(client) == final_of(model, samples)
     assert ended == ["vllm"]
+
+
+def test_an_engine_is_not_replaced_by_one_of_another_model(talkative, aligned, tmp_path, monkeypatch):
+    folder = shutil.copytree(talkative, tmp_path / "model")
+    service = new_service(Parts(engine="vllm", engines=2), (folder, torch.device("cpu"), "fp32"), {}, Limits(), VadConfig())
+    service.close()
+    started = []
+
+    async def start(folder, settings):
+        started.append(folder)
+
+    monkeypatch.setattr(VllmEngine, "start", start)
+    asyncio.run(service._engines._starts[1]())
+    shutil.copy(aligned / WEIGHTS, folder / WEIGHTS)
+    with pytest.raises(RecipeError, match=r"model: expected the model that this gateway was started with, found another. Fix: put it back, or start"):
+        asyncio.run(service._engines._starts[1]())
+    assert started == [folder]
+
+
+def test_engines_start_one_after_the_other(talkative, monkeypatch):
+    """Each is told its GPU by an environment that all of this process share."""
+    service = new_service(Parts(engine="vllm", engines=2), (talkative, torch.device("cpu"), "fp32"), {}, Limits(), VadConfig())
+    service.close()
+    seen = []
+
+    async def start(folder, settings):
+        before = os.environ["CUDA_VISIBLE_DEVICES"]
+        await asyncio.sleep(0.02)
+        seen.append((before, os.environ["CUDA_VISIBLE_DEVICES"]))
+
+    monkeypatch.setattr(VllmEngine, "start", start)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+
+    async def together():
+        await asyncio.gather(*(start() for start in service._engines._starts))
+
+    asyncio.run(together())
+    assert seen == [("4", "4"), ("7", "7")]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 def test_a_stream_waits_for_its_only_engine(model):

@@ -17,7 +17,7 @@ def run(work):
         try:
             return await asyncio.wait_for(work(loop), 20)
         finally:
-            await loop.end()
+            await loop.end(asyncio.sleep(0))
             assert "test" not in {thread.name for thread in threading.enumerate()}
 
     return asyncio.run(main())
@@ -76,14 +76,36 @@ def test_who_is_cancelled_waits_until_the_work_has_ended():
 
 
 def test_who_waits_when_the_loop_is_ended_is_told_and_so_is_who_comes_later():
+    did = []
+
+    async def last():
+        await asyncio.sleep(0.5)
+        did.append("last")
+
     async def work(loop):
         waiting = asyncio.create_task(loop.do(asyncio.sleep(60)))
         await asyncio.sleep(0.05)
-        await loop.end()
+        ending = asyncio.create_task(loop.end(last()))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Ended):  # at once, although the last thing is still done
+            await loop.do(asyncio.sleep(0))
+        assert not ending.done()
+        await ending
+        assert did == ["last"]
         with pytest.raises(Ended):
             await waiting
-        with pytest.raises(Ended):
-            await loop.do(asyncio.sleep(0))
-        await loop.end()
+        await loop.end(last())
+        assert did == ["last"]
+
+    run(work)
+
+
+def test_a_loop_ends_also_when_the_last_thing_fails():
+    async def fail():
+        raise OSError("no")
+
+    async def work(loop):
+        with pytest.raises(OSError, match="no"):
+            await loop.end(fail())
 
     run(work)
