@@ -94,6 +94,13 @@ class Answer:
     cached_tokens: int
 
 
+class Gone:
+    """Stands where vLLM was when that has been ended."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineLost("the engine has been ended")
+
+
 class VllmClient:
     """vLLM with our model in it; made by `start`. It is called in one event loop, and works in another, its own.
 
@@ -124,10 +131,10 @@ class VllmClient:
         return client
 
     async def _load(self, folder: Path, settings: EngineSettings) -> None:
-        self._llm = llm = new_llm(folder, settings)
-        cache = llm.vllm_config.cache_config
+        self._llm = new_llm(folder, settings)  # and no name of its own here: vLLM keeps this frame in an old error, see `_shut_down`
+        cache = self._llm.vllm_config.cache_config
         self.num_blocks, self.block_size = cache.num_gpu_blocks - 1, cache.block_size  # vLLM keeps one for itself
-        self.tokenizer, self.speech_id = llm.get_tokenizer(), llm.model_config.hf_config.speech_id
+        self.tokenizer, self.speech_id = self._llm.get_tokenizer(), self._llm.model_config.hf_config.speech_id
 
     async def _do(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What a coroutine gives that runs in the engine's loop. Raises EngineLost if the process is gone, or `close` has been called."""
@@ -216,6 +223,7 @@ class VllmClient:
     async def _shut_down(self) -> None:
         if self._llm is not None:
             self._llm.shutdown()
+            self._llm = Gone()  # so that it is deleted now, and not when Python ends, where its deletion fails with a traceback
 
     async def _rendered(self, prompt: SpeechPrompt) -> Any:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
