@@ -40,4 +40,4 @@ if ! cmp -s "$lock" "$stamp"; then
 fi
 [ "${1:-}" != --install ] || exit 0
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 NIM4_TRITON_ENV="${NIM4_TRITON_ENV:-$PWD/.venv-vllm/triton}"
-exec .venv-vllm/bin/python -m pytest -rP --show-capture=stdout tests/unit/serve/test_vllm_{streams,engine,server,gateway}.py
+exec .venv-vllm/bin/python -m pytest tests/unit/serve/test_vllm_{streams,engine,server,gateway}.py
