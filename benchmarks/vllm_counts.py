@@ -3,7 +3,8 @@
 
 One stream after another of random encoder frames: `append` is a chunk, `partial` a text behind all of them, `final` a text with the last partial
 as its draft. `partial from nothing` is the same request under names that vLLM has never seen: all of it is sent, adapted and read, as by an
-engine that is asked anew for every text. Needs vLLM, see docs/vllm.md.
+engine that is asked anew for every text. `at_most` is what a step may read and write: a chunk its own speech tokens, a partial one block, since
+vLLM finds whole ones only, its instruction and its text; `within` says whether each did. Needs vLLM, see docs/vllm.md.
 """
 
 import argparse
@@ -55,8 +56,11 @@ async def measure(engine: Any, seconds: float, measured: Measured, generator: to
     stream = await engine.open()
     for number, chunk in enumerate(chunks[:-1]):
         await stream.append(chunk, number + 1)
-    await step(engine, measured.setdefault((seconds, "append"), []), stream.append(chunks[-1], len(chunks)))
-    await step(engine, measured.setdefault((seconds, "partial"), []), stream.partial())
+    appends, partials = (measured.setdefault((seconds, name), []) for name in ("append", "partial"))
+    await step(engine, appends, stream.append(chunks[-1], len(chunks)))
+    appends[-1]["at_most"] = CHUNK_FRAMES // engine.stack
+    text = await step(engine, partials, stream.partial())
+    partials[-1]["at_most"] = engine.room.block_size + len(prompt.suffix(partial=True)) + len(text.ids)
     ids = [*prompt.prefix, *[client.speech_id] * len(chunks), *prompt.suffix(partial=True)]
     unknown = uuid.uuid4().hex
     request = SpeechPrompt(ids, chunks, [f"{unknown}-{number}" for number in range(len(chunks))], unknown)
@@ -81,22 +85,29 @@ async def run(args: argparse.Namespace) -> tuple[Measured, int]:
         await engine.close()
 
 
+def rows_of(measured: Measured) -> list[dict[str, Any]]:
+    """The table: medians of the rounds, but of chunks adapted the most."""
+    rows = []
+    for (seconds, name), found in measured.items():
+        row = {"audio_s": seconds, "step": name, "tokens": statistics.median(x["tokens"] for x in found), "at_most": "-", "within": "-"}
+        if "at_most" in found[0]:
+            row["at_most"] = statistics.median(x["at_most"] for x in found)
+            row["within"] = "yes" if all(x["tokens"] <= x["at_most"] for x in found) else "no"
+        row |= {"chunks_adapted": max(x["adapted_items"] for x in found), "ms": statistics.median(x["ms"] for x in found)}
+        pairs = list(zip(found, measured[seconds, "partial from nothing"], strict=True)) if name == "partial" else []
+        for key in ("tokens", "ms"):
+            row[f"{key}_to_nothing"] = statistics.median(a[key] / b[key] for a, b in pairs) if pairs else "-"
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
     measured, block_size = asyncio.run(run(args))
-    rows = []
-    for (seconds, name), found in measured.items():
-        row = {"audio_s": seconds, "step": name, "tokens": statistics.median(x["tokens"] for x in found)}
-        row |= {"chunks_adapted": max(x["adapted_items"] for x in found), "ms": statistics.median(x["ms"] for x in found)}
-        nothing = measured[seconds, "partial from nothing"]
-        if name == "partial":
-            pairs = list(zip(found, nothing, strict=True))
-            row["tokens_to_nothing"] = statistics.median(a["tokens"] / b["tokens"] for a, b in pairs)
-            row["ms_to_nothing"] = statistics.median(a["ms"] / b["ms"] for a, b in pairs)
-        rows.append(row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    publish(args, __doc__.split("\n")[0], f"streams of random frames, model {args.model.name}; blocks of {block_size} tokens", rows, device)
+    size = f"streams of random frames, model {args.model.name}; blocks of {block_size} tokens"
+    publish(args, __doc__.split("\n")[0], size, rows_of(measured), device)
 
 
 if __name__ == "__main__":

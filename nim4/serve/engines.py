@@ -21,7 +21,7 @@ log = logging.getLogger("nim4")
 
 
 class Engines:
-    """All of them belong to one event loop.
+    """All of them belong to one event loop, which their start must not hold up: streams on the others go on while a lost one is replaced.
 
     Args:
         starts: one function for each engine that is to be there, which starts it: VllmEngine.start of the same model folder, on devices of its own.
@@ -35,8 +35,12 @@ class Engines:
 
     async def start(self) -> None:
         """Starts all of them. Raises RecipeError if one cannot be started."""
-        for number, start in enumerate(self._starts):
-            self._there[number] = await start()
+        try:
+            for number, start in enumerate(self._starts):
+                self._there[number] = await start()
+        except BaseException:
+            await self.close()
+            raise
 
     def gauges(self) -> dict[str, float]:
         """What the engines say of themselves, added up, and how many there are."""
@@ -109,7 +113,7 @@ class Engines:
 
     async def _replace(self, number: int, lost: Any) -> None:
         with suppress(Exception):  # it is lost: whatever its end says
-            lost.client.close()
+            await lost.client.close()
         while True:
             try:
                 self._there[number] = await self._starts[number]()
@@ -123,6 +127,7 @@ class Engines:
         """Ends all of them."""
         for task in self._starting.values():
             task.cancel()
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)  # what has begun to start is ended when it has
         for engine in self._there.values():
             with suppress(EngineLost):
                 await engine.close()

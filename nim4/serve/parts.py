@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nim4.config import VadConfig
+from nim4.config import RecipeError, VadConfig
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.second_pass import rereading_of
 from nim4.model.asr import load_speech_llm, read_speech_llm_config
@@ -59,11 +59,14 @@ def new_service(parts: Parts, model: tuple[Path, torch.device, str], indexes: Ma
     if parts.engine == "vllm":
         from nim4.serve.engines import Engines
         from nim4.serve.gateway import Gateway
+        from nim4.serve.vllm_engine import model_identity
 
         _, inventory = read_speech_llm_config(folder)
         loaded = {name: HotwordIndex.load(path, inventory) for name, path in indexes.items()}
         encoder = encoder or load_model(folder, torch.device("cpu"))[0]
-        starts = [_start_of(number, folder, precision, limits, parts.engines) for number in range(parts.engines)]
+        settings = (folder, model_identity(folder), precision, limits)
+        turn = asyncio.Lock()
+        starts = [_start_of(number, parts.engines, turn, *settings) for number in range(parts.engines)]
         return Gateway(encoder, Engines(starts), inventory, loaded, limits, vad)
     speech_llm, inventory = load_speech_llm(folder, device, precision)
     loaded = {name: HotwordIndex.load(path, inventory) for name, path in indexes.items()}
@@ -75,12 +78,21 @@ def new_service(parts: Parts, model: tuple[Path, torch.device, str], indexes: Ma
     return EncoderGateway(encoder, speech_llm, inventory, loaded, limits, vad, rereading)
 
 
-def _start_of(number: int, folder: Path, precision: str, limits: Limits, engines: int) -> Callable[[], Awaitable[Any]]:
-    """Starts one of several engines, on the GPU of its number if there is more than one engine."""
+def _start_of(
+    number: int, engines: int, turn: asyncio.Lock, folder: Path, model: str, precision: str, limits: Limits
+) -> Callable[[], Awaitable[Any]]:
+    """Starts one of several engines, on the GPU of its number if there is more than one engine; one after the other, see `turn`."""
 
     async def start() -> Any:
-        from nim4.serve.vllm_engine import EngineSettings, VllmEngine
+        async with turn:  # since which GPU it is stands in this process's environment until it has started
+            return await started()
 
+    async def started() -> Any:
+        from nim4.serve.vllm_engine import EngineSettings, VllmEngine, model_identity
+
+        if model_identity(folder) != model:  # as when the folder was trained anew: the encoder is still that of the old one
+            fix = "put it back, or start the gateway again"
+            raise RecipeError(folder, expected="the model that this gateway was started with", found="another", fix=fix)
         before = os.environ.get("CUDA_VISIBLE_DEVICES")
         if engines > 1:  # which the engine's process inherits
             visible = before.split(",") if before else [str(gpu) for gpu in range(engines)]

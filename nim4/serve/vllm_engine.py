@@ -40,6 +40,7 @@ class VllmEngine:
     """One replica of adaptor and language model; made by `start`. All of it belongs to one event loop.
 
     Attributes:
+        model: what tells it from other models.
         frame_dim: D, width of the encoder frames that it takes.
         stack: encoder frames of one speech token.
         prompt, tokenizer: of the model.
@@ -55,7 +56,7 @@ class VllmEngine:
         self.counts = Counts()
         self.streams: dict[VllmStream, None] = {}
         self.room = Room(client.num_blocks, client.block_size, settings.wait_s, self._make_room)
-        self._model = _identity(folder)
+        self.model = model_identity(folder)
 
     @classmethod
     async def start(cls, folder: Path, settings: EngineSettings | None = None) -> "VllmEngine":
@@ -70,11 +71,13 @@ class VllmEngine:
     def check_model(self, folder: Path) -> None:
         """Raises RecipeError unless a folder's model is the one that the engine was started with: frames of another mean nothing to it."""
         config, _ = read_speech_llm_config(folder)
-        if _identity(folder) != self._model:
-            found = f"another, of width {config.encoder.dim}" if config.encoder.dim != self.frame_dim else "another of the same width"
-            raise RecipeError(
-                folder, expected=f"the model of the engine, {self.folder}, of width {self.frame_dim}", found=found, fix="name one model"
-            )
+        self._check_model(model_identity(folder), config.encoder.dim, folder)
+
+    def _check_model(self, model: str, frame_dim: int, folder: Path) -> None:
+        if model != self.model:
+            found = f"another, of width {frame_dim}" if frame_dim != self.frame_dim else "another of the same width"
+            expected = f"the model of the engine, {self.folder}, of width {self.frame_dim}"
+            raise RecipeError(folder, expected=expected, found=found, fix="name one model")
 
     async def open(self, tenant: str = "") -> "VllmStream":
         """A new stream.
@@ -98,7 +101,7 @@ class VllmEngine:
             RecipeError: if the engines have different models.
             RuntimeError: if the stream has ended.
         """
-        self.check_model(stream.engine.folder)
+        self._check_model(stream.engine.model, stream.engine.frame_dim, stream.engine.folder)
         await self._check_room()
         await stream.move(self)
 
@@ -129,10 +132,10 @@ class VllmEngine:
         """Ends all streams and the process."""
         for stream in list(self.streams):
             await stream.close()
-        self.client.close()
+        await self.client.close()
 
 
-def _identity(folder: Path) -> str:
+def model_identity(folder: Path) -> str:
     """What tells one model folder from another: its configuration whole, of its weights the sizes and samples."""
     digest = hashlib.sha256()
     for path in model_files(folder, "llm"):

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -72,6 +73,8 @@ class Engine(Protocol):
 
     client: VllmClient
     settings: EngineSettings
+    folder: Path
+    model: str
     frame_dim: int
     stack: int
     tokenizer: Any

@@ -32,33 +32,8 @@ def as_float(samples):
     return samples.astype(np.float32) / 32768
 
 
-class RunningServer:
-    """Serves until left. `service` may be looked into; `make` makes another kind of it."""
-
-    def __init__(self, model, indexes=None, keys=(), origins=(), vad=None, port=0, make=Service, **limits):
-        self.service = make(model, PhonemeInventory.default(), indexes or {}, Limits(**limits), vad)
-        gate = Gate(keys, origins, self.service.limits.requests_per_minute)
-        self._listening = open_port("127.0.0.1", port)
-        self.port = self._listening.getsockname()[1]
-        self._server = Server(make_app(self.service, gate, origins), self.service)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listening],), daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        wait_for(lambda: self._server.started)
-        return self
-
-    def __exit__(self, *error):
-        self.terminate()
-        self._thread.join(10)
-        self.service.close()
-        assert not self._thread.is_alive()
-        assert not self.service.streams, "a session is left behind"
-
-    def terminate(self):
-        """What SIGTERM does."""
-        if not self.service.draining:
-            self._server.handle_exit(signal.SIGTERM, None)
+class ServerOnPort:
+    """A server on `port` of 127.0.0.1, as its clients see it."""
 
     def get(self, path, **headers):
         """(status, body as text) of a GET."""
@@ -93,6 +68,35 @@ class RunningServer:
             client.send("session.update", session={"turn_detection": None})
             assert client.event()["session"]["turn_detection"] is None
         return client
+
+
+class RunningServer(ServerOnPort):
+    """Serves until left. `service` may be looked into; `make` makes another kind of it."""
+
+    def __init__(self, model, indexes=None, keys=(), origins=(), vad=None, port=0, make=Service, **limits):
+        self.service = make(model, PhonemeInventory.default(), indexes or {}, Limits(**limits), vad)
+        gate = Gate(keys, origins, self.service.limits.requests_per_minute)
+        self._listening = open_port("127.0.0.1", port)
+        self.port = self._listening.getsockname()[1]
+        self._server = Server(make_app(self.service, gate, origins), self.service)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listening],), daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        wait_for(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *error):
+        self.terminate()
+        self._thread.join(10)
+        self.service.close()
+        assert not self._thread.is_alive()
+        assert not self.service.streams, "a session is left behind"
+
+    def terminate(self):
+        """What SIGTERM does."""
+        if not self.service.draining:
+            self._server.handle_exit(signal.SIGTERM, None)
 
 
 class StreamClient:

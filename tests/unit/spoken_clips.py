@@ -9,10 +9,10 @@ import soundfile
 from nim4.stage import ROOT
 
 
-def read_clips(count):
-    """The first `count` clips of egs/mini/audio/an4.tar, (N,) float32 at 16 kHz each."""
+def read_clips(count, archive="an4"):
+    """The first `count` clips of egs/mini/audio/an4.tar, or of another archive there, (N,) float32 at 16 kHz each."""
     clips = []
-    with tarfile.open(ROOT / "egs" / "mini" / "audio" / "an4.tar") as tar:
+    with tarfile.open(ROOT / "egs" / "mini" / "audio" / f"{archive}.tar") as tar:
         for member in [member for member in tar.getmembers() if member.isfile()][:count]:
             samples, rate_hz = soundfile.read(io.BytesIO(tar.extractfile(member).read()), dtype="float32")
             assert rate_hz == 16_000

@@ -635,3 +635,16 @@ def test_exported_encoders(benchmark, trained, units):
     assert rows[0]["per_percent"] == rows[1]["per_percent"]
     with pytest.raises(RecipeError, match="--chunk-ms: expected multiples of 40, found 50"):
         benchmark("exported", "--model", trained, "--chunk-ms", 50)
+
+
+def test_what_vllm_reads_is_within_what_it_may_only_if_it_always_is(load_module):
+    def counted(tokens, at_most):
+        return {"tokens": tokens, "adapted_items": 0, "ms": 1.0, "at_most": at_most}
+
+    nothing = [{"tokens": 100, "adapted_items": 4, "ms": 2.0}] * 2
+    measured = {(2.56, "append"): [counted(4, 4)] * 2, (2.56, "partial"): [counted(40, 50), counted(51, 50)], (2.56, "partial from nothing"): nothing}
+    rows = load_module("vllm_counts").rows_of(measured)
+    assert [row["within"] for row in rows] == ["yes", "no", "-"]
+    assert [(row["tokens_to_nothing"], row["ms_to_nothing"]) for row in rows] == [("-", "-"), (0.455, 0.5), ("-", "-")]
+    made = {"data": {"size": "", "seed": 0}, "commit": "", "hardware": "", "torch": "", "load": 0.0, "rounds": 2, "command": "", "what": ""}
+    assert "| partial from nothing |" in as_markdown({"benchmark": "vllm_counts", "rows": rows, **made})

@@ -105,9 +105,9 @@ def tiny_llm(folder, seed=0, scale=20, **shape):
     return folder
 
 
-def tiny_speech_llm(llm_folder, seed=0):
+def tiny_speech_llm(llm_folder, seed=0, **encoder):
     """A random speech LLM for `INVENTORY` in evaluation mode: `tiny_model`, an adaptor, and the language model of a folder."""
-    acoustic = tiny_model(seed=seed)
+    acoustic = tiny_model(seed=seed, **encoder)
     config = replace(acoustic.config, adaptor=AdaptorConfig(hidden_dim=24), llm=LlmConfig(name=str(llm_folder)))
     torch.manual_seed(seed)
     return SpeechLlm(acoustic, load_llm(config.llm), config).eval()

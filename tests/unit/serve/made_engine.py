@@ -37,7 +37,7 @@ class MadeEngine:
     def __init__(self, model):
         self.model, self.streams, self.is_lost, self.is_full = model, set(), False, False
         self.opened, self.adopted, self.aborted = [], 0, 0
-        self.client = SimpleNamespace(close=lambda: None)
+        self.client = SimpleNamespace(close=self.close)
 
     def check(self, room=True):
         if self.is_lost:

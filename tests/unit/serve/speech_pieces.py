@@ -1,6 +1,7 @@
-"""Made speech, streamed to an engine on vLLM and to our own."""
+"""Made speech, streamed to an engine on vLLM and to our own; and a model that vLLM takes."""
 
 import numpy as np
+from tiny import INVENTORY, make_talkative, tiny_llm, tiny_speech_llm
 
 from nim4.decode.encoder import StreamingEncoder, spoken
 from nim4.decode.streaming import DEPLOYED, Recogniser
@@ -36,3 +37,10 @@ def on_our_engine(model, samples, hints=()):
         session.append(piece)
         texts.append(session.partial())
     return [*texts, session.finalize()]
+
+
+def make_folder(folder):
+    """The folder of a tiny, random model with heads of a width that vLLM has on a CPU."""
+    model = make_talkative(tiny_speech_llm(tiny_llm(folder / "source", tie_word_embeddings=False, head_dim=32)))
+    model.save(folder / "model", model.state_dict(), INVENTORY)
+    return folder / "model"

@@ -1,8 +1,14 @@
 """The gateway: the server's own tests with the parts elsewhere; and what happens when a part fails, has no room, or a client is gone."""
 
 import asyncio
+import os
+import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import test_serve_streams as streams
@@ -13,6 +19,7 @@ from running_server import RunningServer, as_float, pcm, wait_for
 from test_serve_uploads import EVERYTHING, file_of
 from triton_server import free_port
 
+from nim4.config import RecipeError, VadConfig
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.decode.encoder import StreamingEncoder
 from nim4.decode.hotword import HotwordIndex
@@ -20,8 +27,12 @@ from nim4.decode.offline import transcripts
 from nim4.decode.second_pass import Rereading
 from nim4.decode.streaming import DEPLOYED, Recogniser
 from nim4.model.asr import load_speech_llm
+from nim4.model.checkpoint import WEIGHTS
 from nim4.serve.engines import Engines
 from nim4.serve.gateway import EncoderGateway, Gateway, HeardHere
+from nim4.serve.limits import Limits
+from nim4.serve.parts import Parts, new_service
+from nim4.serve.vllm_engine import VllmEngine
 
 # Run here again, on `server` below:
 test_a_stream_from_its_first_sample_to_its_final_text = streams.test_a_stream_from_its_first_sample_to_its_final_text
@@ -190,6 +201,88 @@ def test_a_lost_engine_loses_no_text(model):
         assert metric(server, "engines") == 1
         engines[0].is_lost = False
         wait_for(lambda: metric(server, "engines") == 2)
+
+
+def test_while_a_lost_engine_is_replaced_streams_on_another_wait_for_nothing(model, talkative, monkeypatch):
+    engines, ended = [MadeEngine(model), MadeEngine(model)], []
+    cache, config = SimpleNamespace(num_gpu_blocks=100, block_size=16), SimpleNamespace(speech_id=3)
+    llm = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache), model_config=SimpleNamespace(hf_config=config))
+    llm.get_tokenizer, llm.shutdown = lambda: model.tokenizer, lambda: ended.append(threading.current_thread().name)
+    may_start = threading.Event()
+
+    def slowly(*_):
+        """As vLLM does: it holds up the loop in which it starts."""
+        assert may_start.wait(20)
+        return llm
+
+    async def first():
+        return engines[0] if not engines[0].is_lost else await VllmEngine.start(talkative)
+
+    async def second():
+        return engines[1]
+
+    monkeypatch.setattr("nim4.serve.vllm_client.new_llm", slowly)
+    samples = pcm(4.0)
+    with RunningServer(model, make=lambda _, *args: Gateway(model.acoustic, Engines([first, second]), *args)) as server, ExitStack() as stack:
+        moved, client = (stack.enter_context(server.stream()) for _ in engines)
+        for stream in (moved, client):
+            stream.speak(samples[:32_000])
+            stream.until("partial")
+        engines[0].is_lost = True
+        moved.speak(samples[32_000:])
+        assert said(moved) == final_of(model, samples)
+        assert metric(server, "engines") == 1
+        delays_s = []
+        for start in range(32_000, 64_000, 10_240):
+            began_s = time.monotonic()
+            client.speak(samples[start : start + 10_240])
+            client.until("partial")
+            delays_s.append(time.monotonic() - began_s)
+        assert max(delays_s) < 0.64
+        assert metric(server, "engines") == 1, "it was there before this could be seen"
+        may_start.set()
+        wait_for(lambda: metric(server, "engines") == 2)
+        assert said(client) == final_of(model, samples)
+    assert ended == ["vllm"]
+
+
+def test_an_engine_is_not_replaced_by_one_of_another_model(talkative, aligned, tmp_path, monkeypatch):
+    folder = shutil.copytree(talkative, tmp_path / "model")
+    service = new_service(Parts(engine="vllm", engines=2), (folder, torch.device("cpu"), "fp32"), {}, Limits(), VadConfig())
+    service.close()
+    started = []
+
+    async def start(folder, settings):
+        started.append(folder)
+
+    monkeypatch.setattr(VllmEngine, "start", start)
+    asyncio.run(service._engines._starts[1]())
+    shutil.copy(aligned / WEIGHTS, folder / WEIGHTS)
+    with pytest.raises(RecipeError, match=r"model: expected the model that this gateway was started with, found another. Fix: put it back, or start"):
+        asyncio.run(service._engines._starts[1]())
+    assert started == [folder]
+
+
+def test_engines_start_one_after_the_other(talkative, monkeypatch):
+    """Each is told its GPU by an environment that all of this process share."""
+    service = new_service(Parts(engine="vllm", engines=2), (talkative, torch.device("cpu"), "fp32"), {}, Limits(), VadConfig())
+    service.close()
+    seen = []
+
+    async def start(folder, settings):
+        before = os.environ["CUDA_VISIBLE_DEVICES"]
+        await asyncio.sleep(0.02)
+        seen.append((before, os.environ["CUDA_VISIBLE_DEVICES"]))
+
+    monkeypatch.setattr(VllmEngine, "start", start)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+
+    async def together():
+        await asyncio.gather(*(start() for start in service._engines._starts))
+
+    asyncio.run(together())
+    assert seen == [("4", "4"), ("7", "7")]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 def test_a_stream_waits_for_its_only_engine(model):

@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tiny import INVENTORY, tiny_model
 from triton_server import TritonServer, free_port
 
 from nim4.config import RecipeError
 from nim4.decode.confusion import slots_of
 from nim4.decode.encoder import StreamingEncoder
 from nim4.decode.together import alone
+from nim4.model.checkpoint import save_model
 from nim4.model.conformer import Context
 from nim4.serve.limits import Busy
 from nim4.serve.service import CHUNKS_MS
@@ -266,6 +268,13 @@ def test_a_server_that_is_not_ready_is_told(talkative, caplog):
 def test_another_model_in_the_server_is_told(triton, talkative, aligned):
     with pytest.raises(RecipeError, match=r"nim4_encoder_640ms: expected the weights of .*model.safetensors, found others: of the same sizes"):
         asyncio.run(TritonEncoder(triton.address, aligned).check())
+
+
+def test_a_model_of_another_size_in_the_server_is_told(triton, tmp_path):
+    model = tiny_model(dim=8)
+    save_model(tmp_path / "model", model.state_dict(), model.config, INVENTORY)
+    with pytest.raises(RecipeError, match=r"found others: dim 16 and not 8, .*Fix: export this folder again, or name the folder"):
+        asyncio.run(TritonEncoder(triton.address, tmp_path / "model").check())
 
 
 def test_a_server_without_the_model_is_told(repository, talkative, tmp_path):

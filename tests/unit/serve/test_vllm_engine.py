@@ -1,30 +1,19 @@
 """Our model inside vLLM: the same texts as our own engine, and what is read, adapted and sent is counted. Needs vLLM: utils/check_vllm.sh."""
 
 import asyncio
-import json
 import multiprocessing
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-import wave
 
-import numpy as np
 import pytest
 import torch
-from speech_pieces import heard, noise, on_our_engine
+from speech_pieces import heard, make_folder, noise, on_our_engine
 from tiny import INVENTORY, make_talkative, tiny_llm, tiny_speech_llm
 
 from nim4.config import RecipeError
 from nim4.decode.encoder import StreamingEncoder
-from nim4.decode.offline import transcripts
 from nim4.decode.streaming import DEPLOYED
 from nim4.model.asr import load_speech_llm
 from nim4.serve.vllm_client import EngineLost, EngineSettings, SpeechPrompt
-from nim4.serve.vllm_engine import VllmEngine
+from nim4.serve.vllm_engine import NoRoom, VllmEngine
 
 pytest.importorskip("vllm")
 PREFIX_TOKENS, BLOCK = 64, 32
@@ -33,10 +22,7 @@ AFTER_A_MISTAKE = 8  # tokens that are written behind a wrong draft before vLLM 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("speech_llm")
-    model = make_talkative(tiny_speech_llm(tiny_llm(root / "source", tie_word_embeddings=False, head_dim=32)))
-    model.save(root / "model", model.state_dict(), INVENTORY)
-    return root / "model"
+    return make_folder(tmp_path_factory.mktemp("speech_llm"))
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +137,11 @@ def test_tenants_share_nothing(engine, run):
     assert run(first_chunk("other", 3)) == PREFIX_TOKENS + 4
 
 
-def test_many_streams_at_once_get_what_each_gets_alone(engine, model, run):
+def test_many_streams_of_two_tenants_at_once_get_what_each_gets_alone(engine, model, run):
     signals = [noise(30_000 + 4000 * number, number) for number in range(4)]
 
     async def together():
-        return await asyncio.gather(*(heard(engine, model, samples) for samples in signals))
+        return await asyncio.gather(*(heard(engine, model, samples, tenant="ab"[number % 2]) for number, samples in enumerate(signals)))
 
     for texts, samples in zip(run(together()), signals, strict=True):
         assert [text.text for text in texts] == [own.text for own in on_our_engine(model, samples)]
@@ -179,13 +165,33 @@ def test_streams_share_blocks_that_are_too_few_for_all(engine, model, run):
     assert engine.room.used == 0
 
 
+def test_without_blocks_a_text_is_refused_and_may_be_asked_for_again(engine, model, run, monkeypatch):
+    monkeypatch.setattr(engine.room, "_wait_s", 0.2)
+
+    async def refused():
+        stream = await engine.open()
+        await stream.append(torch.randn(16, engine.frame_dim, generator=torch.Generator().manual_seed(6)), 1)
+        free = engine.room.num_blocks - engine.room.used
+        await engine.room.take(free)
+        with pytest.raises(NoRoom, match=r"wanted for 0\.2 s"):
+            await stream.final()
+        with pytest.raises(NoRoom, match="blocks of keys and values are in use"):
+            await engine.open()
+        await engine.check()
+        engine.room.give(free)
+        return await stream.final()
+
+    assert run(refused()).is_final
+    assert engine.room.used == 0
+
+
 def test_what_is_forgotten_by_vllm_is_sent_and_read_again(engine, model, run):
     samples = noise(50_000, 5)
 
     async def forgotten():
         for stream in list(engine.streams):
             await stream.evict()
-        await engine.client._llm.reset_mm_cache()
+        await engine.client._do(engine.client._llm.reset_mm_cache())
         assert await engine.client.forget()
 
     texts = run(heard(engine, model, samples, between=forgotten))
@@ -207,7 +213,9 @@ def test_a_client_that_goes_in_the_middle_of_a_text_leaves_no_block_behind(engin
         freed = await engine.client.forget()
         return held, error, freed
 
+    aborted = engine.counts.aborted
     held, error, freed = run(go())
+    assert engine.counts.aborted == aborted + 1
     assert not held
     assert isinstance(error, RuntimeError)
     assert freed
@@ -226,52 +234,6 @@ def test_a_folder_whose_parts_do_not_fit_is_told_in_one_line(folder, run, tmp_pa
     (tmp_path / "model" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(RecipeError, match=r"expected adaptor.down.bias of shape \(64,\).*found one of shape \(32,\)"):
         run(VllmEngine.start(tmp_path / "model"))
-
-
-def test_whole_recordings_are_transcribed_by_a_stock_server(folder, model, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--config-format", "nim4", "--tokenizer", str(folder / "llm")]
-    options = ["--served-model-name", "nim4-asr", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--port", str(port)]
-    memory = ["--kv-cache-memory-bytes", "100M", "--max-num-seqs", "4", "--host", "127.0.0.1", "--limit-mm-per-prompt", '{"audio": 1}']
-    samples = noise(40_000)
-    path = tmp_path / "speech.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    read = np.frombuffer((samples * 32767).astype("<i2").tobytes(), "<i2").astype(np.float32) / 32768
-    url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([*command, *options, *memory])
-    try:
-        wait_until_ready(url, server)
-        for fields, hints in (({}, ()), ({"hotwords": "北京, 上海"}, ("北京", "上海"))):
-            answer = post(f"{url}/v1/audio/transcriptions", {"model": "nim4-asr", "temperature": "0", "max_completion_tokens": "64", **fields}, path)
-            assert answer["text"].strip() == transcripts(model, [read], hints=[hints])[0][: len(answer["text"].strip())]
-            assert answer["text"].strip()
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-
-
-def wait_until_ready(url, server):
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server has ended"
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5)
-            return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.5)
-    raise AssertionError("the server does not come up")
-
-
-def post(url, fields, path):
-    parts = [f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
-    parts.append(f'--b\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"\r\n\r\n'.encode() + path.read_bytes())
-    request = urllib.request.Request(url, b"".join([*parts, b"\r\n--b--\r\n"]), {"content-type": "multipart/form-data; boundary=b"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)
 
 
 def test_an_engine_whose_process_is_killed_is_lost_and_its_stream_is_not(engine, model, run):

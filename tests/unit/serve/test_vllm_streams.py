@@ -79,7 +79,7 @@ class Client:
     def session(self, name):
         return Session(self)
 
-    def close(self):
+    async def close(self):
         self.lost = True
 
 
@@ -328,6 +328,10 @@ def test_an_engine_takes_its_own_model_only(folder, model, tmp_path):
     other.save(tmp_path / "other", other.state_dict(), INVENTORY)
     with pytest.raises(RecipeError, match="another of the same width"):
         engine.check_model(tmp_path / "other")
+    narrow = tiny_speech_llm(tiny_llm(tmp_path / "llm", tie_word_embeddings=False), dim=8)
+    narrow.save(tmp_path / "narrow", narrow.state_dict(), INVENTORY)
+    with pytest.raises(RecipeError, match=r"expected the model of the engine, .*, of width 16, found another, of width 8. Fix: name one model"):
+        engine.check_model(tmp_path / "narrow")
     with pytest.raises(RecipeError, match="expected a model folder"):
         engine.check_model(Path("nowhere"))
 
