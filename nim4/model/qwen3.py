@@ -11,11 +11,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nim4.model.graphs import Graphs, size_for
@@ -48,20 +47,20 @@ def why_not_of_shape(model: nn.Module, config: Any) -> str | None:
     return None
 
 
-class Piece(NamedTuple):
-    """What one row reads.
-
-    Attributes:
-        place, position: row of the table, and the column of the first token.
-        speech: (A, D) embeddings before `ids`, or None.
-        num_wanted: of the last tokens, whose hidden states are wanted.
-    """
+class Place(Protocol):
+    """A row: its place in the table, and how many tokens it has read."""
 
     place: int
-    position: int
+    length: int
+
+
+class Piece(Protocol):
+    """What one row reads: nim4/model/rows.py, Read."""
+
+    row: Place
     ids: Sequence[int]
-    speech: Tensor | None
     num_wanted: int
+    speech: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class FlatQwen3:
 
     def read(self, pieces: Sequence[Piece]) -> list[int]:
         """The first choices behind all tokens that are wanted, in order; keys and values of all tokens are in the table."""
-        alone = all(len(piece.ids) == 1 and piece.speech is None for piece in pieces)
+        alone = all(piece.speech is None and len(piece.ids) == 1 for piece in pieces)
         columns, speech, wanted = _single(pieces) if alone else self._columns(pieces)
         size = size_for(len(columns[IDS]), LENGTHS), alone
         ints, embeds, _ = self._graphs.inputs(size)
@@ -152,8 +151,8 @@ class FlatQwen3:
             ids += piece.ids
             length = len(ids) - start
             spoken += [NONE] * len(piece.ids)
-            places += [piece.place] * length
-            positions += range(piece.position, piece.position + length)
+            places += [piece.row.place] * length
+            positions += range(piece.row.length, piece.row.length + length)
             for first in range(0, length, self._block):
                 starts.append(start + first)
                 counts.append(min(self._block, length - first))
@@ -180,7 +179,7 @@ class FlatQwen3:
             if single:
                 y = products.one(x, layer.qkv, norm=layer.norm, eps=self._eps)
             else:
-                y = F.linear(kernels.add_norm(x, more, layer.norm, self._eps), layer.qkv)
+                y = products.whole(kernels.add_norm(x, more, layer.norm, self._eps), layer.qkv)
             if alone:
                 seen = kernels.take_and_attend(y, layer.norms, self._cos, self._sin, places, positions, keys, values, self._eps)
             else:
@@ -196,11 +195,10 @@ class FlatQwen3:
         return kernels.add_norm(x, more, self._model.model.norm.weight, self._eps)
 
 
-def _single(pieces: Sequence[Piece]) -> tuple[list[Sequence[int]], list[Tensor], Sequence[int]]:
-    """What FlatQwen3._columns returns, where all pieces are one id, which need no blocks; quickly, for there may be hundreds."""
-    wanted = [number for number, piece in enumerate(pieces) if piece.num_wanted]
-    ids, places, positions = [piece.ids[0] for piece in pieces], [piece.place for piece in pieces], [piece.position for piece in pieces]
-    return [ids, [NONE] * len(ids), places, positions, [], []], [], wanted
+def _single(pieces: Sequence[Piece]) -> tuple[list[list[int]], list[Tensor], list[int]]:
+    """What FlatQwen3._columns returns, where all pieces are one id, and need no blocks; quickly, for there may be hundreds."""
+    ids, places, positions = [piece.ids[0] for piece in pieces], [piece.row.place for piece in pieces], [piece.row.length for piece in pieces]
+    return [ids, [], places, positions, [], []], [], [number for number, piece in enumerate(pieces) if piece.num_wanted]
 
 
 def _layer(layer: nn.Module) -> _Layer:

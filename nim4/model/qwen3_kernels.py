@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nim4.model.qwen3_products import EARLY, LAUNCH, wait
+from nim4.model.qwen3_products import EARLY, LAUNCH, fitting, wait
 
 MIN_QUERIES = 16  # of a product on the matrix units
 COLUMNS = 64  # read at once
-ALONE_COLUMNS, ALONE_STAGES, ALONE_WARPS = 64, 3, 4  # of a row that reads one token
+SINGLE = {16: (64, 3, 4), 64: (64, 2, 4), 128: (32, 3, 1)}  # columns, stages and warps, where rows read one token each; by tokens at most
 
 
 @triton.jit
@@ -212,7 +212,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, places: Tensor, positi
         groups,
         max(MIN_QUERIES, triton.next_power_of_2(groups)),
         width,
-        COLUMNS if keys.element_size() == 2 else COLUMNS // 2,
+        COLUMNS * 2 // keys.element_size(),
         EARLY,
         num_warps=4,
         **LAUNCH,
@@ -273,14 +273,14 @@ def _take_and_attend(
     tl.store(keys + to + HALF + one + half, key_b)
     tl.store(values + to + one + w, value)
     best = tl.sum(a.to(tl.float32) * key_a.to(tl.float32) + b.to(tl.float32) * key_b.to(tl.float32), 1) * scale
+    query = tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (M, W))
     total = tl.full((M,), 1.0, tl.float32)
     mixed = tl.zeros((M, W), tl.float32) + value.to(tl.float32)
     for start in tl.range(0, position, BLOCK, num_stages=STAGES):
         column = start + tl.arange(0, BLOCK)
         there = column < position
         at = row + column.to(tl.int64) * H * W
-        score = tl.dot(a, tl.load(keys + at[None, :] + half.T, mask=there[None, :], other=0.0), input_precision="ieee")
-        score = tl.dot(b, tl.load(keys + HALF + at[None, :] + half.T, mask=there[None, :], other=0.0), score, input_precision="ieee") * scale
+        score = tl.dot(query, tl.load(keys + at[None, :] + w.T, mask=there[None, :], other=0.0), input_precision="ieee") * scale
         score = tl.where(there[None, :], score, float("-inf"))
         higher = tl.maximum(best, tl.max(score, 1))
         share, kept = tl.exp(score - higher[:, None]), tl.exp(best - higher)
@@ -303,6 +303,7 @@ def take_and_attend(
     _, columns, heads, width = keys.shape
     groups = qkv.shape[1] // (heads * width) - 2
     out = qkv.new_empty(len(qkv), groups * heads * width)
+    block, stages, warps = SINGLE[fitting(len(qkv), SINGLE)]
     _take_and_attend[(heads, len(qkv))](
         qkv,
         norms,
@@ -320,10 +321,10 @@ def take_and_attend(
         groups,
         max(MIN_QUERIES, triton.next_power_of_2(groups)),
         width // 2,
-        ALONE_COLUMNS if keys.element_size() == 2 else ALONE_COLUMNS // 2,
-        ALONE_STAGES,
+        block * 2 // keys.element_size(),
+        stages,
         EARLY,
-        num_warps=ALONE_WARPS,
+        num_warps=warps,
         **LAUNCH,
     )
     return out

@@ -11,7 +11,8 @@ Letters: T tokens, K width of what is read, N of what comes of it, D of a hidden
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +40,11 @@ class Tiles(NamedTuple):
 
 ONE = Tiles(8, 512, 4, 3)
 ONE_CHOICE = Tiles(16, 512, 4, 3)
-PARTS = {16: Tiles(64, 128, 4, 4), FEW: Tiles(128, 128, 4, 3)}  # by tokens at most
-NUM_PARTS = {16: 4, FEW: 8}
-GATED = {16: Tiles(32, 128, 4, 3), FEW: Tiles(32, 128, 4, 3)}
-CHOICES = {16: Tiles(128, 64, 4, 4), FEW: Tiles(128, 64, 4, 3), 128: Tiles(256, 64, 8, 3)}
+WHOLE = {16: Tiles(32, 256, 4, 4)}  # by tokens at most
+PARTS = {16: Tiles(64, 128, 4, 5), FEW: Tiles(64, 128, 4, 4)}
+NUM_PARTS = 4
+GATED = {16: Tiles(32, 128, 4, 4), FEW: Tiles(64, 64, 4, 5)}
+CHOICES = {16: Tiles(128, 128, 4, 3), FEW: Tiles(128, 64, 4, 3), 128: Tiles(256, 64, 8, 3)}
 
 
 @triton.jit
@@ -61,9 +63,9 @@ def silu(gate, up, kind: tl.constexpr):
 
 
 @triton.jit
-def _tile(pointers, rows, columns, WHOLE: tl.constexpr):
-    """Numbers of a tile; beyond its (R,) and (C,) masks, which one that is WHOLE does not need, there are zeros."""
-    return tl.load(pointers) if WHOLE else tl.load(pointers, mask=rows[:, None] & columns[None, :], other=0.0)
+def _tile(pointers, rows, columns, FITS: tl.constexpr):
+    """Numbers of a tile; beyond its (R,) and (C,) masks, which are not needed if it FITS, there are zeros."""
+    return tl.load(pointers) if FITS else tl.load(pointers, mask=rows[:, None] & columns[None, :], other=0.0)
 
 
 @triton.jit
@@ -86,7 +88,7 @@ def _one(
     EARLY: tl.constexpr,
 ):
     wait(EARLY)
-    WHOLE: tl.constexpr = N % ROWS == 0 and K % COLUMNS == 0
+    FITS: tl.constexpr = N % ROWS == 0 and K % COLUMNS == 0
     kind: tl.constexpr = weight.dtype.element_ty
     tile = tl.program_id(0)
     row, k = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
@@ -101,9 +103,9 @@ def _one(
         if NORM:
             squares += a * a
             a *= tl.load(norm + start + k, mask=inside, other=0.0).to(tl.float32)
-        own += _tile(rows + start, there, inside, WHOLE).to(tl.float32) * a[None, :]
+        own += _tile(rows + start, there, inside, FITS).to(tl.float32) * a[None, :]
         if GATED:
-            up += _tile(rows + N * K + start, there, inside, WHOLE).to(tl.float32) * a[None, :]
+            up += _tile(rows + N * K + start, there, inside, FITS).to(tl.float32) * a[None, :]
     out = tl.sum(own, 1)
     scale = tl.rsqrt(tl.sum(squares, 0) / K + eps) if NORM else 1.0
     out *= scale
@@ -179,7 +181,7 @@ def _few(
 ):
     wait(EARLY)
     WIDTH: tl.constexpr = K // PARTS
-    WHOLE: tl.constexpr = N % ROWS == 0 and WIDTH % COLUMNS == 0
+    FITS: tl.constexpr = N % ROWS == 0 and WIDTH % COLUMNS == 0
     kind: tl.constexpr = weight.dtype.element_ty
     tile, part = tl.program_id(1), tl.program_id(2)
     token, row, k = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
@@ -190,13 +192,13 @@ def _few(
     up = tl.zeros((TOKENS, ROWS), tl.float32)
     for start in tl.range(0, WIDTH, COLUMNS, num_stages=STAGES):
         inside = start + k < WIDTH
-        if WHOLE:
+        if FITS:
             a = tl.load(inputs + start, mask=real[:, None], other=0.0)
         else:
             a = tl.load(inputs + start, mask=real[:, None] & inside[None, :], other=0.0)
-        own = tl.dot(a, _tile(rows + start, there, inside, WHOLE).T, own, input_precision="ieee")
+        own = tl.dot(a, _tile(rows + start, there, inside, FITS).T, own, input_precision="ieee")
         if GATED:
-            up = tl.dot(a, _tile(rows + N * K + start, there, inside, WHOLE).T, up, input_precision="ieee")
+            up = tl.dot(a, _tile(rows + N * K + start, there, inside, FITS).T, up, input_precision="ieee")
     if GATED:
         own = silu(own, up, kind)
     if CHOOSE:
@@ -230,16 +232,26 @@ def _launch_few(x: Tensor, weight: Tensor, y: Tensor, places: Tensor, flags: tup
     )
 
 
-def _most(num_tokens: int, tiles: dict[int, Tiles]) -> int:
-    return next((most for most in tiles if num_tokens <= most), max(tiles))
+def fitting(num_tokens: int, table: Mapping[int, Any]) -> int:
+    """The first key that is not below a number, else the last."""
+    return next((most for most in table if num_tokens <= most), max(table))
+
+
+def whole(x: Tensor, weight: Tensor) -> Tensor:
+    """(T, K), (N, K) -> (T, N)."""
+    most = fitting(len(x), WHOLE)
+    if len(x) > most:
+        return F.linear(x, weight)
+    y = x.new_empty(len(x), len(weight))
+    _launch_few(x, weight, y, y, (False, False), 1, most, WHOLE[most])
+    return y
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:
     """(T, K), (N, K) -> (P, T, N), of which the sum is the product: float32 if P is more than 1."""
     if len(x) > FEW:
         return F.linear(x, weight)[None]
-    most = _most(len(x), PARTS)
-    num_parts = math.gcd(x.shape[1], NUM_PARTS[most])
+    most, num_parts = fitting(len(x), PARTS), math.gcd(x.shape[1], NUM_PARTS)
     y = torch.empty(num_parts, len(x), len(weight), dtype=torch.float32 if num_parts > 1 else x.dtype, device=x.device)
     _launch_few(x, weight, y, y, (False, False), num_parts, most, PARTS[most])
     return y
@@ -249,7 +261,7 @@ def gated(x: Tensor, weight: Tensor) -> Tensor:
     """(T, K), (2 N, K), gates and what they let through -> (T, N): SiLU of the first product, times the second."""
     if len(x) > FEW:
         return _gate(F.linear(x, weight))
-    most = _most(len(x), GATED)
+    most = fitting(len(x), GATED)
     y = x.new_empty(len(x), len(weight) // 2)
     _launch_few(x, weight, y, y, (True, False), 1, most, GATED[most])
     return y
@@ -280,7 +292,7 @@ def _choose(values, places, y, T, NUM_TILES, BLOCK: tl.constexpr, EARLY: tl.cons
 
 def first_choices(x: Tensor, weight: Tensor) -> Tensor:
     """(T, D) hidden states, (V, D) -> (T,) int32, the ids of the largest products as they are rounded; the first of equals."""
-    most = _most(len(x), CHOICES)
+    most = fitting(len(x), CHOICES)
     tiles = ONE_CHOICE if len(x) == 1 else CHOICES[most]
     num_tiles = triton.cdiv(len(weight), tiles.rows)
     values = torch.empty(num_tiles, len(x), dtype=torch.float32, device=x.device)

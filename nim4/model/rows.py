@@ -11,7 +11,7 @@ about as much to read are padded to one width, and what a pass copies is their k
 
 import itertools
 import logging
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nim4.model.llm import Written, grouped_attention, writing
-from nim4.model.qwen3 import LENGTHS, FlatQwen3, Piece, why_not
+from nim4.model.qwen3 import LENGTHS, FlatQwen3, why_not
 
 log = logging.getLogger("nim4")
 
@@ -45,7 +45,7 @@ class Row:
         self.length -= num_tokens
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: that takes three times as long, and there may be hundreds for each token
 class Read:
     """Something that a row is to read next, at least one token.
 
@@ -163,7 +163,7 @@ class Rows:
         Returns:
             the ids that are wanted by each.
         """
-        lens = [len(read) for read in reads]
+        lens = [len(read.ids) if read.speech is None else len(read) for read in reads]
         num_columns = max(read.row.length + length for read, length in zip(reads, lens, strict=True))
         if self._flat is None:  # padding takes columns, too
             num_columns = max(read.row.length for read in reads) + max(lens)
@@ -173,7 +173,7 @@ class Rows:
         found: dict[int, list[int]] = {}
         for group in self._alike(reads) if self._flat is None else _lists(lens):
             own = [reads[number] for number in group]
-            found |= zip(group, self._pass(own) if self._flat is None else self._flat_pass(own), strict=True)
+            found |= zip(group, self._pass(own) if self._flat is None else _shared(self._flat.read(own), own), strict=True)
         for read, length in zip(reads, lens, strict=True):
             read.row.length += length
         return [found[number] for number in range(len(reads))]
@@ -189,10 +189,6 @@ class Rows:
                 group, padding = [], 0
             group.append(number)
         yield group
-
-    def _flat_pass(self, reads: Sequence[Read]) -> list[list[int]]:
-        pieces = [Piece(read.row.place, read.row.length, read.ids, read.speech, read.num_wanted) for read in reads]
-        return _shared(self._flat.read(pieces), reads)
 
     def _pass(self, reads: Sequence[Read]) -> list[list[int]]:
         embed, device = self._model.get_input_embeddings(), self._table.device
@@ -235,10 +231,10 @@ def _lists(lens: Sequence[int]) -> Iterator[list[int]]:
     yield group
 
 
-def _shared(ids: Iterable[int], reads: Sequence[Read]) -> list[list[int]]:
+def _shared(ids: list[int], reads: Sequence[Read]) -> list[list[int]]:
     """To each as many as it wants."""
-    following = iter(ids)
-    return [list(itertools.islice(following, read.num_wanted)) for read in reads]
+    ends = itertools.accumulate((read.num_wanted for read in reads), initial=0)
+    return [ids[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def write(

@@ -67,6 +67,10 @@ def one(x, weight, *, norm=None, eps=0.0, add_to=None, gated=False):
     return add_to
 
 
+def whole(x, weight):
+    return F.linear(x, weight)
+
+
 def parts(x, weight):
     return torch.stack([F.linear(own, columns) for own, columns in zip(x.float().chunk(2, -1), weight.float().chunk(2, -1), strict=True)])
 

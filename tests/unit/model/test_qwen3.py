@@ -64,10 +64,12 @@ def test_products(width, rows, dtype):
     weight, norm = numbers(2 * rows, width, dtype=dtype), numbers(width, seed=1, dtype=dtype)
     for count in (1, 2, 16, 17, 64, *([200] if ON_GPU else [])):
         x = numbers(count, width, seed=count, dtype=dtype)
+        check(products.whole(x, weight), F.linear(x, weight))
         check(products.parts(x, weight).sum(0).to(dtype), F.linear(x, weight))
         check(products.gated(x, weight), plain_kernels.gated(x, weight))
-        distance = plain_kernels.first_choices(x, weight) != products.first_choices(x, weight)
-        assert distance.sum() <= (0 if dtype == torch.float32 else count // 8)
+        logits = F.linear(x, weight).float()
+        chosen = logits.gather(1, products.first_choices(x, weight)[:, None].long())
+        assert bool((chosen[:, 0] >= logits.amax(-1) - (1e-4 if dtype == torch.float32 else 0.2)).all())  # 0.2: a step of bf16 or two
     x, sums = numbers(1, width, seed=2, dtype=dtype), numbers(1, 2 * rows, seed=3, dtype=dtype)
     for given in ({}, {"norm": norm, "eps": 1e-6}, {"norm": norm, "eps": 1e-6, "gated": True}, {"gated": True}):
         check(products.one(x, weight, **given), plain_kernels.one(x, weight, **given))
