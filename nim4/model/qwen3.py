@@ -126,12 +126,15 @@ class FlatQwen3:
         ints.copy_(torch.from_numpy(filled), non_blocking=True)
         if speech:
             torch.cat(speech, out=embeds[: sum(map(len, speech))])
-        hidden = self._graphs.run(size)
+        made = self._graphs.run(size)
+        if alone:
+            chosen = made[: len(pieces)].tolist()
+            return [chosen[number] for number in wanted]
         if not wanted:
             return []
         number = size_for(len(wanted), LENGTHS)
         (chosen_from,) = self._choices.inputs(number)
-        torch.index_select(hidden, 0, ints[WANTED, : len(wanted)], out=chosen_from[: len(wanted)])
+        torch.index_select(made, 0, ints[WANTED, : len(wanted)], out=chosen_from[: len(wanted)])
         return self._choices.run(number)[: len(wanted)].tolist()
 
     def _columns(self, pieces: Sequence[Piece]) -> tuple[list[list[int]], list[Tensor], list[int]]:
@@ -170,7 +173,7 @@ class FlatQwen3:
         return ints, speech, size[1]
 
     def _pass(self, ints: Tensor, speech: Tensor, alone: bool) -> Tensor:
-        """(T, D) hidden states. A list of rows that read one token each is `alone`."""
+        """(T, D) hidden states; or, where rows are `alone`, which read one token each, (T,) first choices, since each wants to know its next one."""
         kernels, products, ids, spoken, places, positions, starts, counts = self._kernels, self._products, *ints[:WANTED, : len(speech)]
         x = kernels.embed(ids, spoken, speech, self._model.get_input_embeddings().weight)
         more = None
@@ -186,13 +189,14 @@ class FlatQwen3:
                 queries = kernels.take(y, layer.norms, self._cos, self._sin, places, positions, keys, values, self._eps)
                 seen = kernels.attend(queries, keys, values, places, positions, starts, counts)
             if single:
-                products.one(seen, layer.out, add_to=x)
+                products.one(seen, layer.out, add_to=x, memory_is_idle=True)
                 y = products.one(x, layer.gate_up, norm=layer.second_norm, eps=self._eps, gated=True)
                 products.one(y, layer.down, add_to=x)
             else:
-                y = kernels.add_norm(x, products.parts(seen, layer.out), layer.second_norm, self._eps)
+                y = kernels.add_norm(x, products.parts(seen, layer.out, memory_is_idle=True), layer.second_norm, self._eps)
                 more = products.parts(products.gated(y, layer.gate_up), layer.down)
-        return kernels.add_norm(x, more, self._model.model.norm.weight, self._eps)
+        hidden = kernels.add_norm(x, more, self._model.model.norm.weight, self._eps)
+        return products.first_choices(hidden, self._model.lm_head.weight) if alone else hidden
 
 
 def _single(pieces: Sequence[Piece]) -> tuple[list[list[int]], list[Tensor], list[int]]:

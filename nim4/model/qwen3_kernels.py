@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nim4.model.qwen3_products import EARLY, LAUNCH, fitting, wait
+from nim4.model.qwen3_products import EARLY, LAUNCH, fetch, fitting, wait
 
 MIN_QUERIES = 16  # of a product on the matrix units
 COLUMNS = 64  # read at once
+FETCHED = 256  # columns of a row, before its queries are there: of few rows, whose keys and values all memory has time for
 SINGLE = {16: (64, 3, 4), 64: (64, 2, 4), 128: (32, 3, 1)}  # columns, stages and warps, where rows read one token each; by tokens at most
 
 
@@ -34,7 +35,7 @@ def embed(ids: Tensor, spoken: Tensor, speech: Tensor, table: Tensor) -> Tensor:
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _add_norm(x, more, weight, y, T, D, eps, PARTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     wait(EARLY)
     start = tl.program_id(0).to(tl.int64) * D
@@ -253,6 +254,7 @@ def _take_and_attend(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     # One program: a token, all heads that share one of its keys.
@@ -262,6 +264,11 @@ def _take_and_attend(
     half, w, g, one = tl.arange(0, HALF)[None, :], tl.arange(0, W)[None, :], tl.arange(0, M)[:, None], tl.arange(0, 1)[:, None]
     position = tl.load(positions + token)
     row = tl.load(places + token).to(tl.int64) * row_size + head * W
+    for first in tl.static_range(0, AHEAD, 64):
+        seen = tl.minimum(first + tl.arange(0, 64), position).to(tl.int64)[:, None]
+        near = row + seen * H * W + tl.arange(0, max(W // 64, 1))[None, :] * 64
+        fetch(keys + near)
+        fetch(values + near)
     wait(EARLY)
     c, s = tl.load(cos + position * HALF + half).to(tl.float32), tl.load(sin + position * HALF + half).to(tl.float32)
     new = qkv + token.to(tl.int64) * (G + 2) * H * W
@@ -323,6 +330,7 @@ def take_and_attend(
         width // 2,
         block * 2 // keys.element_size(),
         stages,
+        FETCHED if EARLY and len(qkv) <= 16 else 0,
         EARLY,
         num_warps=warps,
         **LAUNCH,

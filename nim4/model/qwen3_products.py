@@ -56,6 +56,22 @@ def wait(EARLY: tl.constexpr):
 
 
 @triton.jit
+def fetch(pointers):
+    """Has what stands there brought to the cache while the kernels before still run; no result depends on it."""
+    told: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+    tl.inline_asm_elementwise(told, "=r,l", [pointers.to(tl.int64, bitcast=True)], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _fetch_rows(weight, row, part, N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, AHEAD: tl.constexpr):
+    """The first AHEAD columns of a part of some rows, a line of the cache, 64 numbers, at a time."""
+    pointers = weight + tl.minimum(row, N - 1).to(tl.int64)[:, None] * K + part + tl.arange(0, AHEAD // 64)[None, :] * 64
+    fetch(pointers)
+    if GATED:
+        fetch(pointers + N * K)
+
+
+@triton.jit
 def silu(gate, up, kind: tl.constexpr):
     """Gates, and what they let through, float32 -> float32; rounded to `kind` in between."""
     gate = gate.to(kind).to(tl.float32)
@@ -85,13 +101,16 @@ def _one(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait(EARLY)
     FITS: tl.constexpr = N % ROWS == 0 and K % COLUMNS == 0
     kind: tl.constexpr = weight.dtype.element_ty
     tile = tl.program_id(0)
     row, k = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    if AHEAD > 0:
+        _fetch_rows(weight, row, 0, N, K, GATED, AHEAD)
+    wait(EARLY)
     there = row < N
     rows = weight + row.to(tl.int64)[:, None] * K + k[None, :]
     own = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -121,7 +140,21 @@ def _one(
         tl.store(y + row, out, mask=there)
 
 
-def one(x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, add_to: Tensor | None = None, gated: bool = False) -> Tensor:
+def _ahead(memory_is_idle: bool, width: int) -> int:
+    """Columns of a weight to be fetched before a kernel may begin: of use behind a kernel that leaves the memory idle, else in the way."""
+    return next((columns for columns in (1024, 512) if columns <= width), 0) if memory_is_idle and EARLY else 0
+
+
+def one(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    add_to: Tensor | None = None,
+    gated: bool = False,
+    memory_is_idle: bool = False,
+) -> Tensor:
     """The product of one token, with what stands around it.
 
     Args:
@@ -129,18 +162,28 @@ def one(x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0
         weight: (N, K), or (2 N, K) if `gated`: gates, and what they let through.
         norm: (K,), weight of an RMS norm of x, with `eps`; None = none.
         add_to: (1, N), to which the product is added in place; None = a new tensor.
+        memory_is_idle: while the kernel before this one runs.
     Returns:
         (1, N).
     """
     num_rows = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(1, num_rows) if add_to is None else add_to
     flags = norm is not None, gated, add_to is not None, False
-    _launch_one(x, norm, weight, y, y, eps, num_rows, flags, ONE)
+    _launch_one(x, norm, weight, y, y, eps, num_rows, flags, ONE, _ahead(memory_is_idle, x.shape[1]))
     return y
 
 
 def _launch_one(
-    x: Tensor, norm: Tensor | None, weight: Tensor, y: Tensor, places: Tensor, eps: float, num_rows: int, flags: tuple[bool, ...], tiles: Tiles
+    x: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    y: Tensor,
+    places: Tensor,
+    eps: float,
+    num_rows: int,
+    flags: tuple[bool, ...],
+    tiles: Tiles,
+    ahead: int,
 ) -> None:
     _one[(triton.cdiv(num_rows, tiles.rows),)](
         x,
@@ -155,13 +198,14 @@ def _launch_one(
         tiles.rows,
         tiles.columns_of(weight),
         tiles.stages,
+        ahead,
         EARLY,
         num_warps=tiles.warps,
         **LAUNCH,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _few(
     x,
     weight,
@@ -177,14 +221,17 @@ def _few(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait(EARLY)
     WIDTH: tl.constexpr = K // PARTS
     FITS: tl.constexpr = N % ROWS == 0 and WIDTH % COLUMNS == 0
     kind: tl.constexpr = weight.dtype.element_ty
     tile, part = tl.program_id(1), tl.program_id(2)
     token, row, k = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    if AHEAD > 0:
+        _fetch_rows(weight, row, part * WIDTH, N, K, GATED, AHEAD)
+    wait(EARLY)
     real, there = token < T, row < N
     inputs = x + token[:, None] * K + part * WIDTH + k[None, :]
     rows = weight + row.to(tl.int64)[:, None] * K + part * WIDTH + k[None, :]
@@ -210,7 +257,9 @@ def _few(
         tl.store(to, own, mask=real[:, None] & there[None, :])
 
 
-def _launch_few(x: Tensor, weight: Tensor, y: Tensor, places: Tensor, flags: tuple[bool, bool], num_parts: int, tokens: int, tiles: Tiles) -> None:
+def _launch_few(
+    x: Tensor, weight: Tensor, y: Tensor, places: Tensor, flags: tuple[bool, bool], num_parts: int, tokens: int, tiles: Tiles, memory_is_idle: bool
+) -> None:
     num_rows = len(weight) // 2 if flags[0] else len(weight)
     _few[(triton.cdiv(len(x), tokens), triton.cdiv(num_rows, tiles.rows), num_parts)](
         x,
@@ -226,6 +275,7 @@ def _launch_few(x: Tensor, weight: Tensor, y: Tensor, places: Tensor, flags: tup
         tiles.rows,
         tiles.columns_of(weight),
         tiles.stages,
+        _ahead(memory_is_idle, x.shape[1] // num_parts),
         EARLY,
         num_warps=tiles.warps,
         **LAUNCH,
@@ -238,22 +288,22 @@ def fitting(num_tokens: int, table: Mapping[int, Any]) -> int:
 
 
 def whole(x: Tensor, weight: Tensor) -> Tensor:
-    """(T, K), (N, K) -> (T, N)."""
+    """(T, K), (N, K) -> (T, N). It stands behind `add_norm`, which leaves the memory idle."""
     most = fitting(len(x), WHOLE)
     if len(x) > most:
         return F.linear(x, weight)
     y = x.new_empty(len(x), len(weight))
-    _launch_few(x, weight, y, y, (False, False), 1, most, WHOLE[most])
+    _launch_few(x, weight, y, y, (False, False), 1, most, WHOLE[most], True)
     return y
 
 
-def parts(x: Tensor, weight: Tensor) -> Tensor:
-    """(T, K), (N, K) -> (P, T, N), of which the sum is the product: float32 if P is more than 1."""
+def parts(x: Tensor, weight: Tensor, *, memory_is_idle: bool = False) -> Tensor:
+    """(T, K), (N, K) -> (P, T, N), of which the sum is the product: float32 if P is more than 1. `memory_is_idle` as of `one`."""
     if len(x) > FEW:
         return F.linear(x, weight)[None]
     most, num_parts = fitting(len(x), PARTS), math.gcd(x.shape[1], NUM_PARTS)
     y = torch.empty(num_parts, len(x), len(weight), dtype=torch.float32 if num_parts > 1 else x.dtype, device=x.device)
-    _launch_few(x, weight, y, y, (False, False), num_parts, most, PARTS[most])
+    _launch_few(x, weight, y, y, (False, False), num_parts, most, PARTS[most], memory_is_idle)
     return y
 
 
@@ -263,7 +313,7 @@ def gated(x: Tensor, weight: Tensor) -> Tensor:
         return _gate(F.linear(x, weight))
     most = fitting(len(x), GATED)
     y = x.new_empty(len(x), len(weight) // 2)
-    _launch_few(x, weight, y, y, (True, False), 1, most, GATED[most])
+    _launch_few(x, weight, y, y, (True, False), 1, most, GATED[most], most == 16)  # of more tokens the norms are not so short
     return y
 
 
@@ -282,7 +332,7 @@ def _gate(both: Tensor) -> Tensor:
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _choose(values, places, y, T, NUM_TILES, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     wait(EARLY)
     token, tile = tl.program_id(0), tl.arange(0, BLOCK)
@@ -298,9 +348,9 @@ def first_choices(x: Tensor, weight: Tensor) -> Tensor:
     values = torch.empty(num_tiles, len(x), dtype=torch.float32, device=x.device)
     places = torch.empty(num_tiles, len(x), dtype=torch.int32, device=x.device)
     if len(x) == 1:
-        _launch_one(x, None, weight, values, places, 0.0, len(weight), (False, False, False, True), tiles)
+        _launch_one(x, None, weight, values, places, 0.0, len(weight), (False, False, False, True), tiles, 0)
     else:
-        _launch_few(x, weight, values, places, (False, True), 1, most, tiles)
+        _launch_few(x, weight, values, places, (False, True), 1, most, tiles, False)
     y = torch.empty(len(x), dtype=torch.int32, device=x.device)
     _choose[(len(x),)](values, places, y, len(x), num_tiles, triton.next_power_of_2(num_tiles), EARLY, num_warps=8, **LAUNCH)
     return y

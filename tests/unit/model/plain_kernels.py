@@ -55,7 +55,7 @@ def take_and_attend(qkv, norms, cos, sin, places, positions, keys, values, eps):
     return attend(take(qkv, norms, cos, sin, places, positions, keys, values, eps), keys, values, places, positions, starts, torch.ones_like(starts))
 
 
-def one(x, weight, *, norm=None, eps=0.0, add_to=None, gated=False):
+def one(x, weight, *, norm=None, eps=0.0, add_to=None, gated=False, memory_is_idle=False):
     assert len(x) == 1
     y = F.linear(x if norm is None else _norm(x, norm, eps), weight)
     if gated:
@@ -71,7 +71,7 @@ def whole(x, weight):
     return F.linear(x, weight)
 
 
-def parts(x, weight):
+def parts(x, weight, *, memory_is_idle=False):
     return torch.stack([F.linear(own, columns) for own, columns in zip(x.float().chunk(2, -1), weight.float().chunk(2, -1), strict=True)])
 
 
