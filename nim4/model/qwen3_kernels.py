@@ -235,6 +235,16 @@ def _turned(at, weight, cos, sin, own, eps, HALF: tl.constexpr):
 
 
 @triton.jit
+def _fetch_row(keys, values, last, step, W: tl.constexpr, AHEAD: tl.constexpr):
+    """The first AHEAD columns of a row, up to its last one."""
+    for first in tl.static_range(0, AHEAD, 64):
+        column = tl.minimum(first + tl.arange(0, 64), last).to(tl.int64)[:, None]
+        near = column * step + tl.arange(0, max(W // 64, 1))[None, :] * 64
+        fetch(keys + near)
+        fetch(values + near)
+
+
+@triton.jit
 def _take_and_attend(
     qkv,
     norms,
@@ -264,11 +274,7 @@ def _take_and_attend(
     half, w, g, one = tl.arange(0, HALF)[None, :], tl.arange(0, W)[None, :], tl.arange(0, M)[:, None], tl.arange(0, 1)[:, None]
     position = tl.load(positions + token)
     row = tl.load(places + token).to(tl.int64) * row_size + head * W
-    for first in tl.static_range(0, AHEAD, 64):
-        seen = tl.minimum(first + tl.arange(0, 64), position).to(tl.int64)[:, None]
-        near = row + seen * H * W + tl.arange(0, max(W // 64, 1))[None, :] * 64
-        fetch(keys + near)
-        fetch(values + near)
+    _fetch_row(keys + row, values + row, position, H * W, W, AHEAD)
     wait(EARLY)
     c, s = tl.load(cos + position * HALF + half).to(tl.float32), tl.load(sin + position * HALF + half).to(tl.float32)
     new = qkv + token.to(tl.int64) * (G + 2) * H * W
