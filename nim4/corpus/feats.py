@@ -108,12 +108,12 @@ def load_features(cut: MonoCut) -> Tensor:
 
 
 class Fbank:
-    """Frames of a whole signal.
+    """Frames of a whole signal, made on `device`; those of a GPU are equal to 1e-3.
 
     Source: the definition is Kaldi's compute-fbank-feats; lhotse's torch implementation does the work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         config = lhotse.FbankConfig(
             sampling_rate=SAMPLING_RATE_HZ,
             frame_length=WINDOW_SAMPLES / SAMPLING_RATE_HZ,
@@ -124,6 +124,7 @@ class Fbank:
             high_freq=-400.0,
             dither=0.0,
             snip_edges=False,
+            device=str(device),
         )
         self.lhotse = lhotse.Fbank(config)
 
@@ -141,14 +142,13 @@ class Fbank:
         return frames.numpy() if isinstance(samples, np.ndarray) else frames
 
     def frames_of_padded(self, padded: Tensor) -> Tensor:
-        """(N,) samples that need no more mirroring -> (T, 80): frame t starts at sample 160 t. (B, N) -> (B, T, 80)."""
+        """(N,) samples that need no more mirroring -> (T, 80), where they were: frame t starts at sample 160 t. (B, N) -> (B, T, 80)."""
         if padded.shape[-1] < WINDOW_SAMPLES:
             return torch.zeros(*padded.shape[:-1], 0, NUM_MEL_BINS)
-        batch = padded.view(-1, padded.shape[-1])
-        no_context = batch.new_zeros(len(batch), 0)  # tells lhotse that the left edge has been dealt with
-        with torch.no_grad():
-            frames, _ = self.lhotse.extractor.online_inference(batch, context=no_context)
-        return frames.view(*padded.shape[:-1], *frames.shape[1:])
+        batch = padded.view(-1, padded.shape[-1]).to(self.lhotse.device)
+        with torch.no_grad():  # of no context: the left edge has been dealt with
+            frames, _ = self.lhotse.extractor.online_inference(batch, context=batch.new_zeros(len(batch), 0))
+        return frames.view(*padded.shape[:-1], *frames.shape[1:]).to(padded.device)
 
 
 def mirrored(samples: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The streaming encoder as decoders use it: samples in, encoder frames and phonemes of whole chunks out, nothing computed twice."""
 
+import functools
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from nim4.model.graphs import Graphs, size_for
 from nim4.model.zipformer import ZipformerState
 
 ENCODER_FRAME_MS = 40
-FRAMED = 16  # ours: streams whose frames are computed together; what stands between their steps then stays in the processor's cache
+CPU = torch.device("cpu")
+FRAMED = 16  # ours: streams whose frames a CPU computes together: what stands between their steps then stays in its cache; a GPU, a multiple
 State = ConformerState | ZipformerState
 
 
@@ -59,13 +61,22 @@ class Frame:
     @property
     def kind(self) -> Hashable:
         """What can be done together."""
-        return Frame, len(self.samples)
+        return Frame, self.fbank, len(self.samples)
 
     @staticmethod
     def together(parts: Sequence["Frame"]) -> list[Tensor]:
         """(T, 80) float32 of each."""
-        samples = torch.stack([part.samples for part in parts]).split(FRAMED)
-        return [frames for some in samples for frames in parts[0].fbank.frames_of_padded(some)]
+        samples, fbank = [part.samples for part in parts], parts[0].fbank
+        if fbank.lhotse.device == "cpu":
+            return [frames for some in torch.stack(samples).split(FRAMED) for frames in fbank.frames_of_padded(some)]
+        padding = [torch.zeros_like(samples[0])] * (-len(samples) % FRAMED)  # else its library would make a plan for each number of streams
+        return list(fbank.frames_of_padded(torch.stack(samples + padding))[: len(samples)])
+
+
+@functools.cache
+def fbank_on(device: torch.device) -> Fbank:
+    """One for all streams."""
+    return Fbank(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,15 +219,16 @@ class ChunkFeatures:
     Args:
         chunk_frames: C, encoder frames of a chunk.
         lookahead_frames: features that the encoder sees beyond those of a chunk.
+        device: that computes them; they come back to the CPU.
 
     A chunk needs 4 C feature frames and the encoder's look-ahead, so it is there 30 ms of audio (Zipformer: 130 ms) and half a window after its end;
     `finishing` gives what is left.
     Samples wait until their chunk is whole: then the same arithmetic is done, and the result is the same to the last digit, however they come.
     """
 
-    def __init__(self, chunk_frames: int, lookahead_frames: int):
+    def __init__(self, chunk_frames: int, lookahead_frames: int, device: torch.device = CPU):
         self._chunk_frames, self._lookahead_frames = chunk_frames, lookahead_frames
-        self._fbank = StreamingFbank()
+        self._fbank = StreamingFbank(fbank_on(device))
         self._framed = torch.zeros(0, NUM_MEL_BINS)
         self._samples = torch.zeros(0)
         num_features = SUBSAMPLING * chunk_frames + lookahead_frames
@@ -296,7 +308,7 @@ class StreamingEncoder:
 
     def __init__(self, model: PhonemeModel, context: Context):
         self._model, self._chunk_frames = model, context.chunk_frames
-        self._features = ChunkFeatures(context.chunk_frames, model.encoder.lookahead_frames)
+        self._features = ChunkFeatures(context.chunk_frames, model.encoder.lookahead_frames, model.mean.device)
         self._state = model.encoder.initial_state(1, context)
         self._phones = GreedyPhones()
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 Size = TypeVar("Size")
 
@@ -18,20 +17,20 @@ class Graphs(Generic[Size]):
     """A function, recorded once for each size of its input, when that is first wanted: a fraction of a second. Without a GPU it is called.
 
     Args:
-        make: a size -> the tensors that the function takes, filled so that it may run.
+        make: a size -> what the function takes: a tensor first, and all of them filled so that it may run.
         work: takes them, and returns tensors; what else it reads must stay where it is.
     """
 
-    def __init__(self, make: Callable[[Size], Sequence[Tensor]], work: Callable[..., Any]):
+    def __init__(self, make: Callable[[Size], Sequence[Any]], work: Callable[..., Any]):
         self._make, self._work = make, work
-        self._made: dict[Size, tuple[Sequence[Tensor], torch.cuda.CUDAGraph | None, Any]] = {}
+        self._made: dict[Size, tuple[Sequence[Any], torch.cuda.CUDAGraph | None, Any]] = {}
 
     def forget(self) -> None:
         """To be called when something that the function reads has moved."""
         self._made.clear()
 
-    def inputs(self, size: Size) -> Sequence[Tensor]:
-        """The tensors that `run` of this size reads; the caller fills them."""
+    def inputs(self, size: Size) -> Sequence[Any]:
+        """What `run` of this size reads; the caller fills the tensors of it."""
         if size not in self._made:
             inputs = self._make(size)
             self._made[size] = (inputs, *self._record(inputs)) if inputs[0].is_cuda else (inputs, None, None)
@@ -45,7 +44,7 @@ class Graphs(Generic[Size]):
         graph.replay()
         return outputs
 
-    def _record(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def _record(self, inputs: Sequence[Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):  # libraries choose their kernels before anything is recorded

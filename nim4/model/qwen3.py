@@ -1,4 +1,4 @@
-"""The fast way through Qwen3 on a GPU: tokens of many rows in one flat list, few kernels, one CUDA graph for each length of the list.
+"""The fast way through Qwen3 on a GPU: tokens of many rows in one flat list, few kernels, CUDA graphs for each length of the list.
 
     rows    A: 1 token    B: 30 tokens    C: 1 token        a pass costs what its tokens cost: none is padded to the width of another
     list    [ a | b b b b b b ... b | c | 0 0 0 ]           padded to a length that is recorded; a token reads the keys of its row where they are
@@ -11,11 +11,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nim4.model.graphs import Graphs, size_for
@@ -48,21 +47,20 @@ def why_not_of_shape(model: nn.Module, config: Any) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What one row reads.
-
-    Attributes:
-        place, position: row of the table, and the column of the first token.
-        speech: (A, D) embeddings before `ids`, or None.
-        num_wanted: of the last tokens, whose hidden states are wanted.
-    """
+class Place(Protocol):
+    """A row: its place in the table, and how many tokens it has read."""
 
     place: int
-    position: int
+    length: int
+
+
+class Piece(Protocol):
+    """What one row reads: nim4/model/rows.py, Read."""
+
+    row: Place
     ids: Sequence[int]
-    speech: Tensor | None
     num_wanted: int
+    speech: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -84,17 +82,21 @@ class FlatQwen3:
     Args:
         model: transformers' Qwen3ForCausalLM; its weights become views of larger matrices, with the same values.
         spare: a row of the table that nobody reads, for padding.
-        kernels: another module than qwen3_kernels, in tests.
+        kernels: in tests, another module than qwen3_kernels and qwen3_products.
     """
 
     def __init__(self, model: nn.Module, spare: int, kernels: ModuleType | None = None):
+        products = kernels
         if kernels is None:
             from nim4.model import qwen3_kernels as kernels  # Triton is there only beside torch's CUDA builds
+            from nim4.model import qwen3_products as products
         config = model.config.get_text_config()
-        self._model, self._spare, self._kernels, self._eps = model, spare, kernels, config.rms_norm_eps
+        self._model, self._spare, self._eps = model, spare, config.rms_norm_eps
+        self._kernels, self._products = kernels, products
         self._block = kernels.tokens_per_block(config.num_attention_heads // config.num_key_value_heads)
         self._layers = [_layer(layer) for layer in model.model.layers]
-        self._graphs: Graphs[int] = Graphs(self._inputs, self._pass)
+        self._graphs: Graphs[tuple[int, bool]] = Graphs(self._inputs, self._pass)
+        self._choices: Graphs[int] = Graphs(lambda length: (self._zeros(length),), lambda x: products.first_choices(x, model.lm_head.weight))
 
     def stand_on(self, table: Tensor) -> None:
         """Where keys and values are from now on: (layers, 2, rows, columns, heads, width of a head), contiguous."""
@@ -107,13 +109,16 @@ class FlatQwen3:
     def record(self) -> None:
         """Records all lengths."""
         for length in reversed(LENGTHS):  # the largest first: the others fit in its memory
-            self._graphs.inputs(length)
+            self._graphs.inputs((length, False))
+            self._graphs.inputs((length, True))
+            self._choices.inputs(length)
 
-    def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """(N, D) hidden states of all tokens that are wanted, in order; keys and values of all are in the table."""
-        columns, speech, wanted = self._columns(pieces)
-        length = size_for(len(columns[IDS]), LENGTHS)
-        ints, embeds = self._graphs.inputs(length)
+    def read(self, pieces: Sequence[Piece]) -> list[int]:
+        """The first choices behind all tokens that are wanted, in order; keys and values of all tokens are in the table."""
+        alone = all(piece.speech is None and len(piece.ids) == 1 for piece in pieces)
+        columns, speech, wanted = _single(pieces) if alone else self._columns(pieces)
+        size = size_for(len(columns[IDS]), LENGTHS), alone
+        ints, embeds, _ = self._graphs.inputs(size)
         filled = np.zeros(ints.shape, np.int32)
         filled[SPEECH], filled[PLACES] = NONE, self._spare
         for row, column in zip(filled, (*columns, wanted), strict=True):
@@ -121,7 +126,16 @@ class FlatQwen3:
         ints.copy_(torch.from_numpy(filled), non_blocking=True)
         if speech:
             torch.cat(speech, out=embeds[: sum(map(len, speech))])
-        return self._graphs.run(length)[ints[WANTED, : len(wanted)]]
+        made = self._graphs.run(size)
+        if alone:
+            chosen = made[: len(pieces)].tolist()
+            return [chosen[number] for number in wanted]
+        if not wanted:
+            return []
+        number = size_for(len(wanted), LENGTHS)
+        (chosen_from,) = self._choices.inputs(number)
+        torch.index_select(made, 0, ints[WANTED, : len(wanted)], out=chosen_from[: len(wanted)])
+        return self._choices.run(number)[: len(wanted)].tolist()
 
     def _columns(self, pieces: Sequence[Piece]) -> tuple[list[list[int]], list[Tensor], list[int]]:
         """The list, token by token, but for starts and counts of its blocks; the speech in it; which tokens are wanted."""
@@ -140,33 +154,55 @@ class FlatQwen3:
             ids += piece.ids
             length = len(ids) - start
             spoken += [NONE] * len(piece.ids)
-            places += [piece.place] * length
-            positions += range(piece.position, piece.position + length)
+            places += [piece.row.place] * length
+            positions += range(piece.row.length, piece.row.length + length)
             for first in range(0, length, self._block):
                 starts.append(start + first)
                 counts.append(min(self._block, length - first))
             wanted += range(len(ids) - piece.num_wanted, len(ids))
         return columns, speech, wanted
 
-    def _inputs(self, length: int) -> tuple[Tensor, Tensor]:
+    def _zeros(self, length: int) -> Tensor:
         weight = self._model.get_input_embeddings().weight
-        ints = torch.zeros(WANTED + 1, -(-length // 4) * 4, dtype=torch.int32, device=weight.device)  # every row at 16 bytes, as kernels want it
-        ints[SPEECH], ints[PLACES] = NONE, self._spare
-        return ints, weight.new_zeros(length, weight.shape[1])
+        return weight.new_zeros(length, weight.shape[1])
 
-    def _pass(self, ints: Tensor, speech: Tensor) -> Tensor:
-        """(T, D) hidden states."""
-        kernels, ids, spoken, places, positions, starts, counts = self._kernels, *ints[:WANTED, : len(speech)]
-        embeds = F.embedding(ids, self._model.get_input_embeddings().weight)
-        x = torch.where(spoken[:, None] >= 0, speech[spoken.clamp(min=0)], embeds)
+    def _inputs(self, size: tuple[int, bool]) -> tuple[Tensor, Tensor, bool]:
+        speech = self._zeros(size[0])
+        ints = torch.zeros(WANTED + 1, -(-size[0] // 4) * 4, dtype=torch.int32, device=speech.device)  # every row at 16 bytes, as kernels want it
+        ints[SPEECH], ints[PLACES] = NONE, self._spare
+        return ints, speech, size[1]
+
+    def _pass(self, ints: Tensor, speech: Tensor, alone: bool) -> Tensor:
+        """(T, D) hidden states; or, where rows are `alone`, which read one token each, (T,) first choices, since each wants to know its next one."""
+        kernels, products, ids, spoken, places, positions, starts, counts = self._kernels, self._products, *ints[:WANTED, : len(speech)]
+        x = kernels.embed(ids, spoken, speech, self._model.get_input_embeddings().weight)
         more = None
         for layer, (keys, values) in zip(self._layers, self._table, strict=True):
-            y = F.linear(kernels.add_norm(x, more, layer.norm, self._eps), layer.qkv)
-            queries = kernels.take(y, layer.norms, self._cos, self._sin, places, positions, keys, values, self._eps)
-            more = F.linear(kernels.attend(queries, keys, values, places, positions, starts, counts), layer.out)
-            y = F.linear(kernels.add_norm(x, more, layer.second_norm, self._eps), layer.gate_up)
-            more = F.linear(kernels.gate(y), layer.down)
-        return kernels.add_norm(x, more, self._model.model.norm.weight, self._eps)
+            single = len(x) == 1
+            if single:
+                y = products.one(x, layer.qkv, norm=layer.norm, eps=self._eps)
+            else:
+                y = products.whole(kernels.add_norm(x, more, layer.norm, self._eps), layer.qkv)
+            if alone:
+                seen = kernels.take_and_attend(y, layer.norms, self._cos, self._sin, places, positions, keys, values, self._eps)
+            else:
+                queries = kernels.take(y, layer.norms, self._cos, self._sin, places, positions, keys, values, self._eps)
+                seen = kernels.attend(queries, keys, values, places, positions, starts, counts)
+            if single:
+                products.one(seen, layer.out, add_to=x, memory_is_idle=True)
+                y = products.one(x, layer.gate_up, norm=layer.second_norm, eps=self._eps, gated=True)
+                products.one(y, layer.down, add_to=x)
+            else:
+                y = kernels.add_norm(x, products.parts(seen, layer.out, memory_is_idle=True), layer.second_norm, self._eps)
+                more = products.parts(products.gated(y, layer.gate_up), layer.down)
+        hidden = kernels.add_norm(x, more, self._model.model.norm.weight, self._eps)
+        return products.first_choices(hidden, self._model.lm_head.weight) if alone else hidden
+
+
+def _single(pieces: Sequence[Piece]) -> tuple[list[list[int]], list[Tensor], list[int]]:
+    """What FlatQwen3._columns returns, where all pieces are one id, and need no blocks; quickly, for there may be hundreds."""
+    ids, places, positions = [piece.ids[0] for piece in pieces], [piece.row.place for piece in pieces], [piece.row.length for piece in pieces]
+    return [ids, [], places, positions, [], []], [], [number for number, piece in enumerate(pieces) if piece.num_wanted]
 
 
 def _layer(layer: nn.Module) -> _Layer:

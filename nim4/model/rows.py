@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nim4.model.llm import Written, grouped_attention, writing
-from nim4.model.qwen3 import LENGTHS, FlatQwen3, Piece, why_not
+from nim4.model.qwen3 import LENGTHS, FlatQwen3, why_not
 
 log = logging.getLogger("nim4")
 
@@ -45,7 +45,7 @@ class Row:
         self.length -= num_tokens
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: that takes three times as long, and there may be hundreds for each token
 class Read:
     """Something that a row is to read next, at least one token.
 
@@ -163,18 +163,19 @@ class Rows:
         Returns:
             the ids that are wanted by each.
         """
-        num_columns = max(read.row.length + len(read) for read in reads)
+        lens = [len(read.ids) if read.speech is None else len(read) for read in reads]
+        num_columns = max(read.row.length + length for read, length in zip(reads, lens, strict=True))
         if self._flat is None:  # padding takes columns, too
-            num_columns = max(read.row.length for read in reads) + max(map(len, reads))
+            num_columns = max(read.row.length for read in reads) + max(lens)
         if num_columns > self._table.shape[3]:
             wanted = max(num_columns, self._table.shape[3] * 5 // 4)
             self._resize(self._table.shape[2], -(-wanted // self._more_columns) * self._more_columns)
         found: dict[int, list[int]] = {}
-        for group in self._alike(reads) if self._flat is None else _lists(reads):
+        for group in self._alike(reads) if self._flat is None else _lists(lens):
             own = [reads[number] for number in group]
-            found |= zip(group, self._pass(own) if self._flat is None else self._flat_pass(own), strict=True)
-        for read in reads:
-            read.row.length += len(read)
+            found |= zip(group, self._pass(own) if self._flat is None else _shared(self._flat.read(own), own), strict=True)
+        for read, length in zip(reads, lens, strict=True):
+            read.row.length += length
         return [found[number] for number in range(len(reads))]
 
     def _alike(self, reads: Sequence[Read]) -> Iterator[list[int]]:
@@ -188,10 +189,6 @@ class Rows:
                 group, padding = [], 0
             group.append(number)
         yield group
-
-    def _flat_pass(self, reads: Sequence[Read]) -> list[list[int]]:
-        pieces = [Piece(read.row.place, read.row.length, read.ids, read.speech, read.num_wanted) for read in reads]
-        return self._first_choices(self._flat.read(pieces), reads)
 
     def _pass(self, reads: Sequence[Read]) -> list[list[int]]:
         embed, device = self._model.get_input_embeddings(), self._table.device
@@ -209,7 +206,8 @@ class Rows:
         alone = reads[0].row if len(reads) == 1 else None
         hidden = self._forward(embeds, places, positions, min(-(-num_columns // ALIGNED) * ALIGNED, self._table.shape[3]), alone)
         wanted = [(row, place) for row, read in enumerate(reads) for place in range(len(read) - read.num_wanted, len(read))]
-        return self._first_choices(hidden[torch.tensor(wanted, device=device).T.unbind()] if wanted else hidden[0, :0], reads)
+        chosen = self._model.lm_head(hidden[torch.tensor(wanted, device=device).T.unbind()]).argmax(-1).tolist() if wanted else []
+        return _shared(chosen, reads)
 
     def _forward(self, embeds: Tensor, places: Tensor, positions: Tensor, num_columns: int, alone: Row | None = None) -> Tensor:
         """(B, N, D) hidden states of what rows read; their keys and values are taken into the table."""
@@ -219,23 +217,24 @@ class Rows:
         with grouped_attention(self._model):
             return self._model.model(inputs_embeds=embeds, **given).last_hidden_state
 
-    def _first_choices(self, hidden: Tensor, reads: Sequence[Read]) -> list[list[int]]:
-        """Behind the last tokens of each row, as many as it wants, of which these are the (N, D) hidden states."""
-        best = iter(self._model.lm_head(hidden).argmax(-1).tolist() if len(hidden) else ())
-        return [[next(best) for _ in range(read.num_wanted)] for read in reads]
 
-
-def _lists(reads: Sequence[Read]) -> Iterator[list[int]]:
+def _lists(lens: Sequence[int]) -> Iterator[list[int]]:
     """Numbers of reads that are together no longer than the longest list that is recorded, unless one is."""
     group: list[int] = []
-    length = 0
-    for number, read in enumerate(reads):
-        if group and length + len(read) > LENGTHS[-1]:
+    total = 0
+    for number, length in enumerate(lens):
+        if group and total + length > LENGTHS[-1]:
             yield group
-            group, length = [], 0
+            group, total = [], 0
         group.append(number)
-        length += len(read)
+        total += length
     yield group
+
+
+def _shared(ids: list[int], reads: Sequence[Read]) -> list[list[int]]:
+    """To each as many as it wants."""
+    ends = itertools.accumulate((read.num_wanted for read in reads), initial=0)
+    return [ids[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def write(

@@ -238,3 +238,10 @@ def test_a_shard_lists_what_it_cannot_read(tmp_path):
         assert np.abs(stored - expected).max() <= 2**-6 + 1e-5, "lilcom keeps steps of 2^-5"
     assert shard.cmvn.num_frames == 200
     assert shard.audio_s == 2.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_frames():
+    samples = 0.1 * torch.randn(5, 10_800, generator=torch.Generator().manual_seed(0))
+    samples[3:] *= torch.linspace(0, 1, 10_800) ** 8  # from silence on
+    torch.testing.assert_close(Fbank("cuda").frames_of_padded(samples), FBANK.frames_of_padded(samples), atol=1e-3, rtol=0)

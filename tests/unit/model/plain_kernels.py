@@ -1,4 +1,4 @@
-"""What nim4/model/qwen3_kernels.py does, written in torch without a thought for speed: its reference, and its stand-in on a CPU."""
+"""What nim4/model/qwen3_kernels.py and qwen3_products.py do, in torch, without a thought for speed: reference, and stand-in on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,13 @@ def _norm(x, weight, eps):
     return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
+def embed(ids, spoken, speech, table):
+    return torch.where(spoken[:, None] >= 0, speech[spoken.clamp(min=0)], F.embedding(ids, table))
+
+
 def add_norm(x, more, weight, eps):
     if more is not None:
-        x += more
+        x += more.sum(0).to(x.dtype)
     return _norm(x, weight, eps)
 
 
@@ -46,6 +50,35 @@ def attend(queries, keys, values, places, positions, starts, counts):
     return out.flatten(1)
 
 
-def gate(both):
-    first, second = both.chunk(2, -1)
+def take_and_attend(qkv, norms, cos, sin, places, positions, keys, values, eps):
+    starts = torch.arange(len(qkv))
+    return attend(take(qkv, norms, cos, sin, places, positions, keys, values, eps), keys, values, places, positions, starts, torch.ones_like(starts))
+
+
+def one(x, weight, *, norm=None, eps=0.0, add_to=None, gated=False, memory_is_idle=False):
+    assert len(x) == 1
+    y = F.linear(x if norm is None else _norm(x, norm, eps), weight)
+    if gated:
+        first, second = y.chunk(2, -1)
+        y = F.silu(first) * second
+    if add_to is None:
+        return y
+    add_to += y
+    return add_to
+
+
+def whole(x, weight):
+    return F.linear(x, weight)
+
+
+def parts(x, weight, *, memory_is_idle=False):
+    return torch.stack([F.linear(own, columns) for own, columns in zip(x.float().chunk(2, -1), weight.float().chunk(2, -1), strict=True)])
+
+
+def gated(x, weight):
+    first, second = F.linear(x, weight).chunk(2, -1)
     return F.silu(first) * second
+
+
+def first_choices(x, weight):
+    return F.linear(x, weight).argmax(-1).int()

@@ -9,6 +9,7 @@ import os
 import plain_kernels
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import make_talkative, tiny_llm, tiny_speech_llm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -39,16 +40,52 @@ def check(found, expected):
 
 @with_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms_and_gates(dtype):
+def test_embeddings_and_norms(dtype):
     from nim4.model import qwen3_kernels as kernels
 
-    x, more, weight = numbers(5, 48, dtype=dtype), numbers(5, 48, seed=1, dtype=dtype), numbers(48, seed=2, dtype=dtype)
+    x, more, weight = numbers(5, 48, dtype=dtype), numbers(3, 5, 48, seed=1), numbers(48, seed=2, dtype=dtype)
     check(kernels.add_norm(x, None, weight, 1e-6), plain_kernels.add_norm(x, None, weight, 1e-6))
-    sums = x.clone(), x.clone()
-    check(kernels.add_norm(sums[0], more, weight, 1e-6), plain_kernels.add_norm(sums[1], more, weight, 1e-6))
-    check(*sums)
-    both = numbers(3, 2 * 1500, dtype=dtype)
-    check(kernels.gate(both), plain_kernels.gate(both))
+    for parts in (more, more[:1].to(dtype)):
+        sums = x.clone(), x.clone()
+        check(kernels.add_norm(sums[0], parts, weight, 1e-6), plain_kernels.add_norm(sums[1], parts, weight, 1e-6))
+        check(*sums)
+    ids, spoken = (torch.tensor(values, dtype=torch.int32, device=DEVICE) for values in ([7, 0, 3, 0, 9], [-1, 1, -1, 0, -1]))
+    speech, table = numbers(5, 48, seed=3, dtype=dtype), numbers(10, 48, seed=4, dtype=dtype)
+    assert torch.equal(kernels.embed(ids, spoken, speech, table), plain_kernels.embed(ids, spoken, speech, table))
+
+
+@with_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if ON_GPU else [])])
+@pytest.mark.parametrize(("width", "rows"), [(64, 128), (48, 200), (576, 32)])
+def test_products(width, rows, dtype):
+    """Of one token, of few and of many, in tiles that fit and in those that do not."""
+    from nim4.model import qwen3_products as products
+
+    weight, norm = numbers(2 * rows, width, dtype=dtype), numbers(width, seed=1, dtype=dtype)
+    for count in (1, 2, 16, 17, 64, *([200] if ON_GPU else [])):
+        x = numbers(count, width, seed=count, dtype=dtype)
+        check(products.whole(x, weight), F.linear(x, weight))
+        check(products.parts(x, weight).sum(0).to(dtype), F.linear(x, weight))
+        check(products.gated(x, weight), plain_kernels.gated(x, weight))
+        logits = F.linear(x, weight).float()
+        chosen = logits.gather(1, products.first_choices(x, weight)[:, None].long())
+        assert bool((chosen[:, 0] >= logits.amax(-1) - (1e-4 if dtype == torch.float32 else 0.2)).all())  # 0.2: a step of bf16 or two
+    x, sums = numbers(1, width, seed=2, dtype=dtype), numbers(1, 2 * rows, seed=3, dtype=dtype)
+    for given in ({}, {"norm": norm, "eps": 1e-6}, {"norm": norm, "eps": 1e-6, "gated": True}, {"gated": True}):
+        check(products.one(x, weight, **given), plain_kernels.one(x, weight, **given))
+    check(products.one(x, weight, add_to=sums.clone()), plain_kernels.one(x, weight, add_to=sums.clone()))
+
+
+@with_kernels
+def test_the_first_of_equals_is_chosen():
+    from nim4.model import qwen3_products as products
+
+    weight = numbers(1, 32).repeat(300, 1)
+    weight[:70] = 0
+    for count in (1, 3, 40):
+        x = weight[-1:].repeat(count, 1)
+        x[1:2] = -x[1:2]  # for which all others are better
+        assert products.first_choices(x, weight).tolist() == [70, 0, *[70] * 38][:count]
 
 
 @with_kernels
@@ -76,13 +113,20 @@ def test_keys_are_kept_and_seen(groups, heads, width, dtype):
     tables = [numbers(2, 4, 96, heads, width, dtype=dtype) for _ in range(2)]
     qkv, norms = numbers(length, (groups + 2) * heads * width, seed=1, dtype=dtype), numbers(2, width, seed=2, dtype=dtype)
     angles = numbers(96, width // 2, seed=3)
-    seen = []
+    starting, seen = tables[0].clone(), []
     for way, (keys, values) in zip((kernels, plain_kernels), tables, strict=True):
         queries = way.take(qkv, norms, angles.cos().to(dtype), angles.sin().to(dtype), places, positions, keys, values, 1e-6)
         seen.append((queries, way.attend(queries, keys, values, places, positions, starts, counts)[:num_tokens]))
     for found, expected in zip(*seen, strict=True):
         check(found, expected)
     check(*(table[:, [0, 2, 3]] for table in tables))
+    single = [torch.tensor(values, dtype=torch.int32, device=DEVICE) for values in ([2, 0, 3, 1], [70, 0, 95, 64])]
+    seen = []
+    for way in (kernels, plain_kernels):
+        keys, values = table = starting.clone()
+        seen.append((way.take_and_attend(qkv[:4], norms, angles.cos().to(dtype), angles.sin().to(dtype), *single, keys, values, 1e-6), table))
+    for found, expected in zip(*seen, strict=True):
+        check(found, expected)
 
 
 def test_weights_are_joined_once_and_stay_what_they_are():
@@ -148,4 +192,5 @@ def test_recorded_passes_choose_what_the_model_chooses(llm, monkeypatch):
 def test_all_lengths_can_be_recorded(llm):
     rows = Rows(copy.deepcopy(llm), [1, 2, 3])
     rows.record()
-    assert sorted(rows._flat._graphs._made) == list(LENGTHS)
+    assert sorted(rows._flat._graphs._made) == [(length, alone) for length in LENGTHS for alone in (False, True)]
+    assert sorted(rows._flat._choices._made) == list(LENGTHS)

@@ -150,7 +150,7 @@ def test_a_read_that_fails_can_be_repeated(llm, monkeypatch):
     rows = Rows(llm, PREFIX)
     row = rows.new()
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_first_choices", lambda *_: 1 / 0)
+        patch.setattr(rows_module, "_shared", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rows.read([Read(rows, row, ids(1, 9), 9)])
     assert rows.read([Read(rows, row, ids(1, 9), 9)]) == alone(llm, [ids(1, 9)])
