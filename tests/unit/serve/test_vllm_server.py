@@ -17,6 +17,7 @@ from test_serve_uploads import file_of
 from triton_server import free_port
 
 from nim4.decode.offline import features_of, transcripts
+from nim4.decode.streaming import CUT_CHARACTER
 from nim4.model.asr import load_speech_llm, max_answer_tokens
 
 pytest.importorskip("vllm")
@@ -76,7 +77,9 @@ def test_texts_of_speech_are_those_of_offline_decoding(url, model, phrases, hint
         num_tokens = -(-model.encode(*features_of([own], torch.device("cpu")))[1].item() // model.config.adaptor.stack)
         fields = {"hotwords": ", ".join(hints)} if hints else {}
         status, body = post(url, samples, max_completion_tokens=max_answer_tokens(num_tokens), **fields)
-        assert (status, body.get("text")) == (200, transcripts(model, [own], hints=[hints])[0])
+        assert status == 200
+        expected = transcripts(model, [own], hints=[hints])[0]
+        assert body["text"] == expected.rstrip(CUT_CHARACTER), "vLLM leaves a character out of which some bytes are missing"
         texts.append(body["text"])
     print(*texts, sep="\n")
     assert len(set(texts)) == 4
