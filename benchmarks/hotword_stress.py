@@ -37,7 +37,6 @@ from nim4.decode.ctc import offline_log_probs
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.hotword_hints import Hints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS
-from nim4.decode.hotword_names import joined
 from nim4.decode.offline import transcripts
 from nim4.decode.vad import segments
 from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
@@ -134,8 +133,10 @@ class Stress:
         """The index with so many names; None for 0."""
         if size == 0:
             return None
-        others = some_of(self.others, self._rank < max(size - len(self.spoken.names), 0))
-        return HotwordIndex.build(joined([self.spoken, others]), self.inventory)
+        others, spoken = some_of(self.others, self._rank < max(size - len(self.spoken.names), 0)), self.spoken
+        arrays = [np.concatenate([getattr(spoken, name), getattr(others, name)]) for name in ("phones", "key_lens")]
+        owners = np.concatenate([spoken.owners, others.owners + len(spoken.names)])
+        return HotwordIndex.build(KeyedNames([*spoken.names, *others.names], *arrays, owners), self.inventory)
 
     def rows(self, size: int, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """One record for each set and kind of search."""

@@ -40,7 +40,7 @@ from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, default_jobs,
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.confusion import Slots
 from nim4.decode.hotword import HotwordIndex
-from nim4.decode.hotword_names import NameTable
+from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Automaton, Hit
 from nim4.score.error_rate import edit_distance
 from nim4.stage import ROOT
@@ -251,7 +251,7 @@ class Bench:
         errors = ErrorModel(INVENTORY, rng)
         networks = [errors.slots(own.tolist(), *ERRORS[2]) for own in utterances]
         rows = []
-        for engine, make in (("trie", lambda: NameTable.build(names, IDENTITY)), ("pyahocorasick", lambda: Automaton(table))):
+        for engine, make in (("trie", lambda: NameTable.build(Rows.of(names, IDENTITY))), ("pyahocorasick", lambda: Automaton(table))):
             index = HotwordIndex.build(names, INVENTORY, engine="trie" if engine == "trie" else "ahocorasick")
             index.search(utterances[0])
             index.search_lattice(networks[0])

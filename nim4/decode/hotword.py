@@ -31,7 +31,7 @@ from nim4.corpus.units import PhonemeInventory
 from nim4.decode.confusion import Slots, slots_of
 from nim4.decode.hotword_file import REBUILD, read_arrays, write_arrays
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream, rescored, search_lattice
-from nim4.decode.hotword_names import NameTable
+from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, about_phones, english_words, search
 from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_names, journal_rows, read_journal, state_of
 from nim4.decode.hotword_stream import HotwordStream
@@ -145,7 +145,7 @@ class HotwordIndex:
             max_per_million: what is too often, in matches per million phones.
         """
         about = about_phones(inventory, tones, english_words(inventory.tokens))
-        base = NameTable.build(names, about.fold)
+        base = NameTable.build(Rows.of(names, about.fold))
         stopped = _too_frequent(base, about, ordinary, max_per_million)
         return cls(replace(base, arrays={**base.arrays, "stopped": stopped.astype("<u4")}), inventory, about, tones=tones, engine=engine)
 
@@ -232,7 +232,7 @@ class HotwordIndex:
         with self._lock:
             number = self.state.sequence + 1
             new = {name.text: Added(name, tuple(own), number) for name, own in zip(keyed.names, keys, strict=True)}
-            self.state = changed(self.state, self.state.added | new, {text: at for text, at in self.state.removed.items() if text not in new}, number)
+            self.state = changed(self.state, new, {}, number)
         return report
 
     def remove(self, texts: Iterable[str]) -> list[str]:
@@ -240,8 +240,7 @@ class HotwordIndex:
         with self._lock:
             gone, number = dict.fromkeys(texts, self.state.sequence + 1), self.state.sequence + 1
             missing = [text for text, known in zip(gone, has_names(self.state, list(gone)), strict=True) if not known]
-            kept = {text: entry for text, entry in self.state.added.items() if text not in gone}
-            self.state = changed(self.state, kept, self.state.removed | gone, number)
+            self.state = changed(self.state, {}, gone, number)
         return missing
 
     def save(self, folder: Path | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from nim4.config import RecipeError
 from nim4.corpus.hotword_list import KeyedNames, Name
-from nim4.decode.hotword_names import NameTable, joined
+from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Automaton
 from nim4.stage import read_jsonl
 
@@ -30,6 +30,7 @@ class State:
     base: NameTable
     automaton: Automaton | None
     live_keys: np.ndarray  # of the base, whatever their tags
+    rows: Rows  # the names that were added; their table is the delta
     delta: NameTable
     added: Mapping[str, Added] = field(default_factory=dict)
     removed: Mapping[str, int] = field(default_factory=dict)  # text -> number of the change
@@ -40,7 +41,8 @@ class State:
 def state_of(base: NameTable, engine: str, automaton: Automaton | None = None) -> State:
     if engine == "ahocorasick" and automaton is None:
         automaton = Automaton(base)
-    return State(base, automaton, base.live_keys(base.live_names((), None)), _delta({}))
+    none = _rows({})
+    return State(base, automaton, base.live_keys(base.live_names((), None)), none, NameTable.build(none))
 
 
 def has_names(state: State, texts: Sequence[str]) -> list[bool]:
@@ -49,43 +51,48 @@ def has_names(state: State, texts: Sequence[str]) -> list[bool]:
     return [text in state.added or (name is not None and name not in state.dead) for text, name in zip(texts, numbers, strict=True)]
 
 
-def changed(state: State, added: Mapping[str, Added], removed: Mapping[str, int], sequence: int) -> State:
-    """The state with these additions and removals beside its base."""
-    hidden = added.keys() | removed.keys()
-    differing = list(hidden ^ (state.added.keys() | state.removed.keys()))
-    names = [(text, name) for text, name in zip(differing, state.base.find(differing), strict=True) if name is not None]
-    dead = state.dead.difference(name for text, name in names if text not in hidden).union(name for text, name in names if text in hidden)
+def changed(state: State, more: Mapping[str, Added], gone: Mapping[str, int], sequence: int) -> State:
+    """The state with these names added, or put in the place of their former selves, and these removed; no text may be in both."""
+    texts = [*more, *gone]
+    known, base = state.added.keys(), state.base
+    dead = state.dead.union(name for name in base.find(texts) if name is not None)
     live_keys = state.live_keys
-    if dead != state.dead:
+    if len(dead) > len(state.dead):
         live_keys = live_keys.copy()
-        for name in dead ^ state.dead:
-            for key in state.base.keys_under(name).tolist():
-                if key < len(live_keys):
-                    live_keys[key] = any(int(other) not in dead for other in state.base.names_under(key))
-        stopped = state.base.arrays["stopped"]
-        live_keys[stopped[stopped < len(live_keys)]] = 0
-    same = len(added) == len(state.added) and all(state.added.get(text) is entry for text, entry in added.items())
-    delta = state.delta if same else _delta(added)
-    return replace(state, added=added, removed=removed, dead=dead, delta=delta, live_keys=live_keys, sequence=sequence)
+        for name in dead - state.dead:
+            for key in base.keys_under(name).tolist():
+                if key < len(live_keys) and live_keys[key]:
+                    live_keys[key] = any(int(other) not in dead for other in base.names_under(key))
+    replaced = [text for text in texts if text in known]
+    rows, delta, added = state.rows, state.delta, dict(state.added)
+    if replaced:
+        keep = np.ones(delta.num_names, bool)
+        keep[delta.find(replaced)] = False
+        rows = rows.only(keep)
+        for text in replaced:
+            del added[text]
+    if more:
+        rows = rows.with_more(_rows(more))
+        added |= more
+    if rows is not state.rows:
+        delta = NameTable.build(rows)
+    removed = {text: number for text, number in state.removed.items() if text not in more} | gone
+    return State(base, state.automaton, live_keys, rows, delta, added, removed, dead, sequence)
 
 
-def _delta(added: Mapping[str, Added]) -> NameTable:
-    return NameTable.build(_keyed(added), np.arange(256, dtype=np.uint8))
-
-
-def _keyed(added: Mapping[str, Added]) -> KeyedNames:
+def _rows(added: Mapping[str, Added]) -> Rows:
     keys_of_each = list(map(attrgetter("keys"), added.values()))
     keys = list(itertools.chain.from_iterable(keys_of_each))
     lens = np.fromiter(map(len, keys), np.int64, len(keys))
     owners = np.repeat(np.arange(len(added)), np.fromiter(map(len, keys_of_each), np.int64, len(added)))
-    return KeyedNames(list(map(attrgetter("name"), added.values())), np.frombuffer(b"".join(keys), np.uint8), lens, owners)
+    keyed = KeyedNames(list(map(attrgetter("name"), added.values())), np.frombuffer(b"".join(keys), np.uint8), lens, owners)
+    return Rows.of(keyed, np.arange(256, dtype=np.uint8))
 
 
 def compacted(state: State) -> NameTable:
     if not state.added and not state.removed:
         return state.base
-    live = np.flatnonzero(state.base.live_names(state.dead, None))
-    table = NameTable.build(joined([state.base.keyed_names(live), _keyed(state.added)]), np.arange(256, dtype=np.uint8))
+    table = NameTable.build(state.base.rows().only(state.base.live_names(state.dead, None)).with_more(state.rows))
     stopped = [table.trie.find(state.base.key(int(key))) for key in state.base.arrays["stopped"]]
     return replace(table, arrays={**table.arrays, "stopped": np.array([key for key in stopped if key is not None], "<u4")})
 

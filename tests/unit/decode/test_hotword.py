@@ -15,7 +15,7 @@ from nim4.corpus.g2p_en import dictionary
 from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, make_keys
 from nim4.corpus.units import ARPABET, FINALS, INITIALS, PhonemeInventory
 from nim4.decode.hotword import FILE, JOURNAL, HotwordIndex
-from nim4.decode.trie import build_trie, keys_of
+from nim4.decode.trie_build import build_trie, keys_of
 
 INVENTORY = PhonemeInventory.default()
 LEXICON = Lexicon()
