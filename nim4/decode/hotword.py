@@ -33,7 +33,7 @@ from nim4.decode.hotword_file import REBUILD, read_arrays, write_arrays
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream, rescored, search_lattice
 from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, about_phones, english_words, search
-from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_names, journal_rows, read_journal, state_of
+from nim4.decode.hotword_state import NO_ROWS, State, changed, changed_since, compacted, first_row, has_names, journal_rows, read_journal, state_of
 from nim4.decode.hotword_stream import HotwordStream
 from nim4.decode.trie import Trie
 from nim4.model.ctc import collapse
@@ -225,14 +225,10 @@ class HotwordIndex:
         report = ListReport()
         listed = [(number, name if isinstance(name, Name) else Name(name)) for number, name in enumerate(names, 1)]
         keyed = make_keys(listed, self.inventory, report)
-        keys: list[list[bytes]] = [[] for _ in keyed.names]
-        folded, ends = self.about.fold[keyed.phones].tobytes(), np.cumsum(keyed.key_lens).tolist()
-        for owner, end, length in zip(keyed.owners.tolist(), ends, keyed.key_lens.tolist(), strict=True):
-            keys[owner].append(folded[end - length : end])
+        rows = Rows.of(keyed, self.about.fold)
         with self._lock:
             number = self.state.sequence + 1
-            new = {name.text: Added(name, tuple(own), number) for name, own in zip(keyed.names, keys, strict=True)}
-            self.state = changed(self.state, new, {}, number)
+            self.state = changed(self.state, {name.text: (name, number) for name in keyed.names}, rows, {}, number)
         return report
 
     def remove(self, texts: Iterable[str]) -> list[str]:
@@ -240,7 +236,7 @@ class HotwordIndex:
         with self._lock:
             gone, number = dict.fromkeys(texts, self.state.sequence + 1), self.state.sequence + 1
             missing = [text for text, known in zip(gone, has_names(self.state, list(gone)), strict=True) if not known]
-            self.state = changed(self.state, {}, gone, number)
+            self.state = changed(self.state, {}, NO_ROWS, gone, number)
         return missing
 
     def save(self, folder: Path | None = None) -> None:
@@ -284,9 +280,7 @@ class HotwordIndex:
             fresh = HotwordIndex.load(self.folder, self.inventory, engine=self.engine).state
             fresh = replace(state_of(fresh.base, self.engine, fresh.automaton), sequence=done_until)
             with self._lock:
-                added = {text: entry for text, entry in self.state.added.items() if entry.sequence > done_until}
-                removed = {text: number for text, number in self.state.removed.items() if number > done_until}
-                self.state = changed(fresh, added, removed, self.state.sequence)
+                self.state = changed_since(self.state, fresh, done_until)
 
     def compact_here(self) -> None:
         """What the child of `compact` does."""

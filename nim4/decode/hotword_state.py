@@ -1,9 +1,7 @@
 """What searches of a hotword index see at one moment, and what changes make of it; and the journal in which changes are kept."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,9 @@ from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Automaton
 from nim4.stage import read_jsonl
 
-
-@dataclass(frozen=True)
-class Added:
-    name: Name
-    keys: tuple[bytes, ...]  # phone ids, folded
-    sequence: int  # number of the change
+AS_IS = np.arange(256, dtype=np.uint8)  # phones that are folded already
+NO_ROWS = Rows.of(KeyedNames([], np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64)), AS_IS)
+Added = tuple[Name, int]  # and the number of the change
 
 
 @dataclass(frozen=True)
@@ -30,9 +25,9 @@ class State:
     base: NameTable
     automaton: Automaton | None
     live_keys: np.ndarray  # of the base, whatever their tags
-    rows: Rows  # the names that were added; their table is the delta
+    rows: Rows  # the names of `added`, in its order; their table is the delta
     delta: NameTable
-    added: Mapping[str, Added] = field(default_factory=dict)
+    added: Mapping[str, Added] = field(default_factory=dict)  # by text
     removed: Mapping[str, int] = field(default_factory=dict)  # text -> number of the change
     dead: frozenset[int] = frozenset()  # names of the base that are removed, or added anew
     sequence: int = 0  # number of the last change
@@ -41,8 +36,7 @@ class State:
 def state_of(base: NameTable, engine: str, automaton: Automaton | None = None) -> State:
     if engine == "ahocorasick" and automaton is None:
         automaton = Automaton(base)
-    none = _rows({})
-    return State(base, automaton, base.live_keys(base.live_names((), None)), none, NameTable.build(none))
+    return State(base, automaton, base.live_keys(base.live_names((), None)), NO_ROWS, NameTable.build(NO_ROWS))
 
 
 def has_names(state: State, texts: Sequence[str]) -> list[bool]:
@@ -51,8 +45,13 @@ def has_names(state: State, texts: Sequence[str]) -> list[bool]:
     return [text in state.added or (name is not None and name not in state.dead) for text, name in zip(texts, numbers, strict=True)]
 
 
-def changed(state: State, more: Mapping[str, Added], gone: Mapping[str, int], sequence: int) -> State:
-    """The state with these names added, or put in the place of their former selves, and these removed; no text may be in both."""
+def changed(state: State, more: Mapping[str, Added], rows_of_more: Rows, gone: Mapping[str, int], sequence: int) -> State:
+    """The state with names added, or put in the place of their former selves, and others removed.
+
+    Args:
+        more: by text; rows_of_more: the same in the same order, with the phones as the index counts them.
+        gone: text -> number of the change; no text of `more`.
+    """
     texts = [*more, *gone]
     known, base = state.added.keys(), state.base
     dead = state.dead.union(name for name in base.find(texts) if name is not None)
@@ -72,21 +71,12 @@ def changed(state: State, more: Mapping[str, Added], gone: Mapping[str, int], se
         for text in replaced:
             del added[text]
     if more:
-        rows = rows.with_more(_rows(more))
+        rows = rows.with_more(rows_of_more)
         added |= more
     if rows is not state.rows:
         delta = NameTable.build(rows)
     removed = {text: number for text, number in state.removed.items() if text not in more} | gone
     return State(base, state.automaton, live_keys, rows, delta, added, removed, dead, sequence)
-
-
-def _rows(added: Mapping[str, Added]) -> Rows:
-    keys_of_each = list(map(attrgetter("keys"), added.values()))
-    keys = list(itertools.chain.from_iterable(keys_of_each))
-    lens = np.fromiter(map(len, keys), np.int64, len(keys))
-    owners = np.repeat(np.arange(len(added)), np.fromiter(map(len, keys_of_each), np.int64, len(added)))
-    keyed = KeyedNames(list(map(attrgetter("name"), added.values())), np.frombuffer(b"".join(keys), np.uint8), lens, owners)
-    return Rows.of(keyed, np.arange(256, dtype=np.uint8))
 
 
 def compacted(state: State) -> NameTable:
@@ -97,11 +87,22 @@ def compacted(state: State) -> NameTable:
     return replace(table, arrays={**table.arrays, "stopped": np.array([key for key in stopped if key is not None], "<u4")})
 
 
+def changed_since(state: State, fresh: State, sequence: int) -> State:
+    """A state with the changes of another one that are later than `sequence`."""
+    keep = np.fromiter((number > sequence for _, number in state.added.values()), bool, len(state.added))
+    more = {text: entry for text, entry in state.added.items() if entry[1] > sequence}
+    gone = {text: number for text, number in state.removed.items() if number > sequence}
+    return changed(fresh, more, state.rows.only(keep), gone, state.sequence)
+
+
 def journal_rows(state: State) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"removed": text, "sequence": number} for text, number in state.removed.items()]
-    for text, entry in state.added.items():
-        facts = {"weight": entry.name.weight, "tags": entry.name.tags, "keys": [list(key) for key in entry.keys], "sequence": entry.sequence}
-        rows.append({"added": text, **facts})
+    phones, ends = state.rows.phones.tolist(), np.cumsum(state.rows.key_lens).tolist()
+    keys: list[list[list[int]]] = [[] for _ in state.added]
+    for owner, end, length in zip(state.rows.owners.tolist(), ends, state.rows.key_lens.tolist(), strict=True):
+        keys[owner].append(phones[end - length : end])
+    for (text, (name, number)), own in zip(state.added.items(), keys, strict=True):
+        rows.append({"added": text, "weight": name.weight, "tags": name.tags, "keys": own, "sequence": number})
     return rows
 
 
@@ -115,16 +116,22 @@ def first_row(path: Path) -> dict[str, Any] | None:
     return rows[0]
 
 
-def read_journal(path: Path) -> tuple[dict[str, Added], dict[str, int]]:
-    """The names added and removed that journal_rows wrote, below a first row. Raises RecipeError when it is broken."""
-    added, removed = {}, {}
+def read_journal(path: Path) -> tuple[dict[str, Added], Rows, dict[str, int]]:
+    """The names added, their rows, and those removed, that journal_rows wrote below a first row. Raises RecipeError when it is broken."""
+    added, removed, keys, counts = {}, {}, [], []
     try:
         for row in read_jsonl(path)[1:]:
             if "removed" in row:
                 removed[row["removed"]] = row["sequence"]
-            else:
+            elif row["added"] not in added:
                 name = Name(row["added"], float(row["weight"]), tuple(row["tags"]))
-                added[name.text] = Added(name, tuple(bytes(key) for key in row["keys"]), row["sequence"])
+                added[name.text] = name, row["sequence"]
+                keys += map(bytes, row["keys"])
+                counts.append(len(row["keys"]))
+        if not all(keys):
+            raise ValueError("a key without phones")
+        owners, lens = np.repeat(np.arange(len(counts)), counts), np.fromiter(map(len, keys), np.int64, len(keys))
+        rows = Rows.of(KeyedNames([name for name, _ in added.values()], np.frombuffer(b"".join(keys), np.uint8), lens, owners), AS_IS)
     except (KeyError, ValueError, TypeError) as error:
         raise RecipeError(path, expected="changes of a hotword index", found=repr(error), fix="remove it: the base is still whole") from error
-    return added, removed
+    return added, rows, removed

@@ -14,7 +14,11 @@ def build_trie(phones: np.ndarray, key_lens: np.ndarray) -> tuple[Trie, np.ndarr
         key_lens: (K,) int64, each at least 1.
     Returns:
         the trie, and (K,) int64: the number of each given key in it.
+    Raises:
+        ValueError: if the lengths do not fit, as those from a damaged file may not.
     """
+    if int(key_lens.sum()) != len(phones) or (key_lens < 1).any():
+        raise ValueError(f"keys of at least one phone, {int(key_lens.sum())} phones in all, are expected, but there are {len(phones)} phones")
     label, num_children = np.zeros(len(phones) + 1, np.uint8), np.zeros(len(phones) + 1, np.uint8)
     node = np.zeros(len(key_lens), np.int64)
     num_nodes = _grow(phones, np.cumsum(key_lens) - key_lens, key_lens, label, num_children, node)
