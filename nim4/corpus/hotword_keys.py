@@ -97,9 +97,9 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[bytes]:
                 options = [option for option in options if option[1] <= spread]
             if len(options) == 1:
                 sure += options[0][0]
-                continue
-            longer = [(phones + sure + more, cost + extra) for phones, cost in beam for more, extra in options]
-            beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], b""
+            else:
+                longer = [(phones + sure + more, cost + extra) for phones, cost in beam for more, extra in options]
+                beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], b""
         for phones, cost in beam:
             phones += sure
             if phones and _UNKNOWN not in phones:
@@ -134,8 +134,13 @@ def _plain_options(pieces: list[str]) -> list[list[list[Option]]]:
 def _read_in_english(piece: str) -> bytes:
     """The phones of a word with a small letter in it, or of a number."""
     if piece.isdecimal():
-        return b"".join(_encoded(read_word(word, False)[0]) for word in read_english(piece))
+        return b"".join(map(_number_word, read_english(piece)))
     return b"".join(_encoded(reading.phones) for reading in _lexicon().pieces(piece))
+
+
+@functools.cache
+def _number_word(word: str) -> bytes:
+    return _encoded(read_word(word, False)[0])
 
 
 def _may_be_spelled(piece: str) -> bool:
