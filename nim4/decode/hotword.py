@@ -2,7 +2,9 @@
 
 - The base is a file that is mapped into memory, so that it loads at once and all processes share it (hotword_file.py, trie.py).
 - Names that are added lie in a small trie of their own, the delta, which is built anew with each change; removed ones are marked in the
-  base. Both are seen by the next search; searches that go on keep what they began with.
+  base. Both are seen by the next search; searches that go on keep what they began with. Most of the time of a change is the pronunciation:
+  names with several numbers, and Latin words that no dictionary has, take several times as long as Chinese ones, and the first names of a
+  process wait until dictionaries, the grammar of numbers and the letter-to-sound model are loaded (benchmarks/hotwords.py has all of them).
 - compact() writes a new base in a child process and takes it over when it is whole.
 
 Source: arXiv 2604.18105 keeps all names in one automaton of Aho and Corasick and searches exact phones. That is `engine="ahocorasick"` here,
