@@ -37,8 +37,8 @@ from nim4.decode.ctc import offline_log_probs
 from nim4.decode.hotword import HotwordIndex
 from nim4.decode.hotword_hints import Hints
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS
-from nim4.decode.hotword_names import joined
 from nim4.decode.offline import transcripts
+from nim4.decode.rescoring import CtcRescorer
 from nim4.decode.vad import segments
 from nim4.model.asr import LLM_FOLDER, SpeechLlm, load_speech_llm
 from nim4.model.checkpoint import load_model
@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--names", type=Path, required=True, help="word list of names that hardly are")
     parser.add_argument("--sizes", default=" ".join(map(str, SIZES)), help="names in the index, separated by blanks")
     parser.add_argument("--pairs", default="", help="names that sound alike, e.g. '北京/背景 语音/语言': how often each is written as the other")
+    parser.add_argument("--num-beams", type=int, default=1, help="of the speech LLM; 1 = greedy")
+    parser.add_argument("--ctc-weight", type=float, default=0.0, help="of the phoneme head's say among the beams, see offline_rescored_hotwords.yaml")
     parser.add_argument("--limit", type=int, default=0, help="utterances per set, spread evenly; 0 = all")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes that turn lists into phones")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -96,6 +98,7 @@ class Stress:
     def __init__(self, args: argparse.Namespace):
         device = pick_device(args.device)
         acoustic, self.inventory = load_model(args.model, device)
+        self._beams = args.num_beams, CtcRescorer(self.inventory, args.ctc_weight) if args.ctc_weight else None
         self.llm: SpeechLlm | None = load_speech_llm(args.model, device)[0] if (args.model / LLM_FOLDER).is_dir() else None
         self.sets = {name: self._hear(acoustic, _read(args.units / f"{name}.jsonl.gz", args.limit)) for name in args.test.split()}
         self.silent = {}
@@ -134,8 +137,10 @@ class Stress:
         """The index with so many names; None for 0."""
         if size == 0:
             return None
-        others = some_of(self.others, self._rank < max(size - len(self.spoken.names), 0))
-        return HotwordIndex.build(joined([self.spoken, others]), self.inventory)
+        others, spoken = some_of(self.others, self._rank < max(size - len(self.spoken.names), 0)), self.spoken
+        arrays = [np.concatenate([getattr(spoken, name), getattr(others, name)]) for name in ("phones", "key_lens")]
+        owners = np.concatenate([spoken.owners, others.owners + len(spoken.names)])
+        return HotwordIndex.build(KeyedNames([*spoken.names, *others.names], *arrays, owners), self.inventory)
 
     def rows(self, size: int, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """One record for each set and kind of search."""
@@ -174,7 +179,8 @@ class Stress:
         texts: list[str | None] = []
         for start in range(0, len(heard), BATCH):
             batch = slice(start, start + BATCH)
-            texts += transcripts(self.llm, [own.samples for own in heard[batch]], hints=hints[batch])
+            num_beams, rescorer = self._beams
+            texts += transcripts(self.llm, [own.samples for own in heard[batch]], hints=hints[batch], num_beams=num_beams, rescorer=rescorer)
         return texts
 
 
@@ -270,6 +276,9 @@ def main() -> None:
         raise RecipeError("--sizes", expected="numbers separated by blanks", found=error, fix="for example --sizes '0 10 1000'") from error
     if not sizes or sizes[0] < 0 or any(len(pair) != 2 for pair in pairs):
         raise RecipeError("--sizes, --pairs", expected="sizes from 0 on, pairs A/B", found=f"{args.sizes}, {args.pairs}", fix="correct them")
+    if args.num_beams < 1 or not 0 <= args.ctc_weight <= 1 or (args.ctc_weight and args.num_beams < 2):
+        expected = "at least 1 beam, a weight from 0 to 1, and at least 2 beams where it is not 0"
+        raise RecipeError("--num-beams, --ctc-weight", expected=expected, found=f"{args.num_beams}, {args.ctc_weight}", fix="correct them")
     stress = Stress(args)
     rows = []
     for size in sizes:

@@ -8,7 +8,8 @@ Memory is what a fresh process holds more after loading and 200 queries. Names: 
 as in the running text. That is the transcripts of egs/mini's Mandarin speaker. The second table is of names of at least 6 phones, alone in
 an index; `short` is all others, in an index of everything. `add 1000` is until names that were never seen are found, `remove 1000` until they
 are not, with none and with 9,000 other added names there (the index of all names only: its size has no part in it), 10 batches a round, p50 and
-p99 over these. `unseen word`: one that no dictionary has. Errors are assumptions, see benchmarks/hotword_errors.py.
+p99 over these; `first 1000` loads dictionaries, grammars and compiled code, once in a process. `unseen word`: one that no dictionary has.
+Errors are assumptions, see benchmarks/hotword_errors.py.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, default_jobs,
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.confusion import Slots
 from nim4.decode.hotword import HotwordIndex
-from nim4.decode.hotword_names import NameTable
+from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Automaton, Hit
 from nim4.score.error_rate import edit_distance
 from nim4.stage import ROOT
@@ -223,22 +224,26 @@ class Bench:
         rng = np.random.default_rng(SEED)
         there = [f"{text}{end}" for text in STREETS[:4500] for end in "甲乙"]
         times: dict[str, list[np.ndarray]] = {}
+        for kind, named in NEW_NAMES.items():  # dictionaries and grammars are loaded
+            times[f"first 1000: {kind}"] = [np.array([self._added_us(index, named, rng)[0]])]
         for num_there, _, (kind, named) in itertools.product((0, len(there)), range(self.args.rounds), NEW_NAMES.items()):
             if num_there and there[0] not in index:
                 index.add(there)
-            added, removed = [], []
-            for _ in range(BATCHES):
-                new = list(dict.fromkeys(named(rng) for _ in range(1200)))[:1000]
-                started_s = time.thread_time()
-                index.add(new)
-                added_s = time.thread_time()
-                assert new[0] in index
-                index.remove(new)
-                added.append(1e6 * (added_s - started_s))
-                removed.append(1e6 * (time.thread_time() - added_s))
+            added, removed = zip(*(self._added_us(index, named, rng) for _ in range(BATCHES)), strict=True)
             times.setdefault(f"add 1000 to {num_there:,}: {kind}", []).append(np.array(added))
             times.setdefault(f"remove 1000 of {num_there + 1000:,}", []).append(np.array(removed))
         return times
+
+    @staticmethod
+    def _added_us(index: HotwordIndex, named: Callable[[np.random.Generator], str], rng: np.random.Generator) -> tuple[float, float]:
+        """CPU microseconds until 1,000 new names are found, and until they are not."""
+        new = list(dict.fromkeys(named(rng) for _ in range(1200)))[:1000]
+        started_s = time.thread_time()
+        index.add(new)
+        added_s = time.thread_time()
+        assert new[0] in index
+        index.remove(new)
+        return 1e6 * (added_s - started_s), 1e6 * (time.thread_time() - added_s)
 
     def delta(self) -> list[dict[str, Any]]:
         """Rows of the third table: 10,000 names as a delta, which every change makes anew, and what it takes to find them."""
@@ -251,7 +256,7 @@ class Bench:
         errors = ErrorModel(INVENTORY, rng)
         networks = [errors.slots(own.tolist(), *ERRORS[2]) for own in utterances]
         rows = []
-        for engine, make in (("trie", lambda: NameTable.build(names, IDENTITY)), ("pyahocorasick", lambda: Automaton(table))):
+        for engine, make in (("trie", lambda: NameTable.build(Rows.of(names, IDENTITY))), ("pyahocorasick", lambda: Automaton(table))):
             index = HotwordIndex.build(names, INVENTORY, engine="trie" if engine == "trie" else "ahocorasick")
             index.search(utterances[0])
             index.search_lattice(networks[0])

@@ -10,6 +10,7 @@ Training labels have one reading per text; a name gets all that a speaker may ch
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 from operator import itemgetter
@@ -30,7 +31,7 @@ _DIGITS = "零一二三四五六七八九"
 _SINGLY = str.maketrans("0123456789", _DIGITS)
 _WORD = re.compile("[A-Za-z]+")
 _DIGIT, _TWO_DIGITS, _THREE_DIGITS = re.compile(r"\d"), re.compile(r"\d{2}"), re.compile(r"\d{3}")
-_NUMBER = re.compile("[0-9]+")
+_WORDS_AND_NUMBERS = re.compile("(?:[A-Za-z][a-z]+|[0-9]+)(?: (?:[A-Za-z][a-z]+|[0-9]+))*")
 _CHANGING = re.compile("[一不儿]")
 _CHINESE = re.compile(f"[0-9]*[{HAN}][{HAN}0-9]*")
 
@@ -53,10 +54,12 @@ class KeyMaker:
     def keys(self, name: str) -> list[bytes]:
         """At most MAX_KEYS phone strings, the likeliest first; none when nobody can read the name."""
         text = fold(name)
-        if _NUMBER.fullmatch(text):
-            return _likeliest(_number_options(text))
-        if _CHINESE.fullmatch(text):  # most names: the same as below, but quick
+        if _CHINESE.fullmatch(text):  # most names: the same as below, but quick, and so for plain Latin words and numbers
             return _likeliest([_han_options(spoken, _run_options(spoken)) for spoken in _spoken(text)])
+        if _WORDS_AND_NUMBERS.fullmatch(text):
+            pieces = text.split()
+            if not any(map(_may_be_spelled, pieces)):
+                return _likeliest(_plain_options(pieces))
         readers = [self._reader, self._mandarin] if _DIGIT.search(text) and not has_han(text) else [self._reader]
         variants = [fold(variant) for variant in _variants(text)]
         return _likeliest([_options(reader.pieces(variant)) for reader in readers for variant in variants])
@@ -89,14 +92,14 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[bytes]:
         beam: list[Option] = [(b"", number)]
         sure = b""  # what all continue with
         for options in way:
-            if len(beam) == MAX_KEYS:  # the first option alone makes as many, none dearer than the last by more than this
+            if len(options) > 1 and len(beam) == MAX_KEYS:  # the first option alone makes as many, none dearer than the last by more than this
                 spread = beam[-1][1] - beam[0][1]
                 options = [option for option in options if option[1] <= spread]
             if len(options) == 1:
                 sure += options[0][0]
-                continue
-            longer = [(phones + sure + more, cost + extra) for phones, cost in beam for more, extra in options]
-            beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], b""
+            else:
+                longer = [(phones + sure + more, cost + extra) for phones, cost in beam for more, extra in options]
+                beam, sure = sorted(longer, key=_cost)[:MAX_KEYS], b""
         for phones, cost in beam:
             phones += sure
             if phones and _UNKNOWN not in phones:
@@ -104,22 +107,44 @@ def _likeliest(ways: Iterable[list[list[Option]]]) -> list[bytes]:
     return sorted(found, key=found.__getitem__)[:MAX_KEYS]
 
 
-def _number_options(digits: str) -> list[list[list[Option]]]:
-    """What the readings of a bare number may be, in English and then in Mandarin: the same as in KeyMaker.keys, but quick."""
-    ways = [[[(_english(word), 0)] for word in read_english(digits)]]
-    if len(digits) > 1:
-        ways.append([[(_english(word), 0)] for digit in digits for word in read_english(digit)])
-    spoken = read_chinese(digits)
-    ways.append(_han_options(spoken, _run_options(spoken)))
-    if len(digits) > 1:
-        singly = [read_chinese(digit) for digit in digits]
-        ways.append(_han_options("".join(singly), [_char_options(char) for char in singly]))
+def _plain_options(pieces: list[str]) -> list[list[list[Option]]]:
+    """What words, of which none is spelled, and numbers may be: numbers in English, digit by digit too, and then in Mandarin."""
+    numbers = [piece for piece in pieces if piece.isdecimal()]
+    ways = [[[(b"".join(map(_read_in_english, pieces)), 0)]]]
+    singly = any(len(number) > 1 for number in numbers)
+    if singly:
+        digits = [digit for piece in pieces for digit in (piece if piece.isdecimal() else (piece,))]
+        ways.append([[(b"".join(map(_read_in_english, digits)), 0)]])
+    for by_digit in (False, True) if singly else (False,) if numbers else ():
+        way: list[list[Option]] = []
+        for is_number, group in itertools.groupby(pieces, str.isdecimal):
+            if not is_number:
+                way.append([(b"".join(map(_read_in_english, group)), 0)])
+            elif by_digit:
+                spoken = "".join(group).translate(_SINGLY)
+                way += _han_options(spoken, [_char_options(char) for char in spoken])
+            else:
+                runs = list(map(read_chinese, group))
+                way += _han_options("".join(runs), [options for run in runs for options in _run_options(run)])
+        ways.append(way)
     return ways
 
 
+@functools.lru_cache(MAX_CACHED_WORDS)
+def _read_in_english(piece: str) -> bytes:
+    """The phones of a word with a small letter in it, or of a number."""
+    if piece.isdecimal():
+        return b"".join(map(_number_word, read_english(piece)))
+    return b"".join(_encoded(reading.phones) for reading in _lexicon().pieces(piece))
+
+
 @functools.cache
-def _english(word: str) -> bytes:
+def _number_word(word: str) -> bytes:
     return _encoded(read_word(word, False)[0])
+
+
+def _may_be_spelled(piece: str) -> bool:
+    return len(piece) <= MAX_SPELLED_UNKNOWN and not piece.isdecimal() and piece.lower() not in dictionary()
 
 
 def _options(pieces: Iterable[Reading | str]) -> list[list[Option]]:

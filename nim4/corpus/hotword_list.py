@@ -183,20 +183,19 @@ def _convert(names: Sequence[Name], tokens: Sequence[str]) -> Converted:
     _maker = _maker or KeyMaker()
     ids = {token: number for number, token in enumerate(tokens) if not token.startswith("<")}
     own_ids = bytes(ids.get(token, 0) for token in PhonemeInventory.default().tokens).ljust(256, b"\0")
-    phones, key_lens, counts, reasons = bytearray(), [], [], []
+    keys, counts, reasons = [], [], []
     for name in names:
         if name.pronunciations:
             known = [bytes(map(ids.__getitem__, reading)) for reading in name.pronunciations if ids.keys() >= set(reading)]
         else:
             known = [key for key in (key.translate(own_ids) for key in _maker.keys(name.text)) if 0 not in key]
         fitting = [key for key in known if MIN_PHONES <= len(key) <= MAX_PHONES]
-        for key in fitting:
-            phones += key
-            key_lens.append(len(key))
+        keys += fitting
         counts.append(len(fitting))
-        length = f"has fewer than {MIN_PHONES} or more than {MAX_PHONES} phones"
-        reasons.append("" if fitting else length if known else "cannot be pronounced")
-    return np.frombuffer(bytes(phones), np.uint8), np.array(key_lens, np.int64), np.array(counts, np.int64), reasons
+        wrong_length = f"has fewer than {MIN_PHONES} or more than {MAX_PHONES} phones"
+        reasons.append("" if fitting else wrong_length if known else "cannot be pronounced")
+    key_lens = np.fromiter(map(len, keys), np.int64, len(keys))
+    return np.frombuffer(b"".join(keys), np.uint8), key_lens, np.array(counts, np.int64), reasons
 
 
 def _name_of(line: str, columns: Sequence[str], inventory: PhonemeInventory) -> Name:

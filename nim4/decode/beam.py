@@ -16,7 +16,8 @@ from nim4.corpus.g2p import Lexicon, han_readings, load_lexicon
 from nim4.corpus.ngram import NgramStates
 from nim4.corpus.units import UNKNOWN, PhonemeInventory
 from nim4.decode.beam_search import search_prefixes
-from nim4.decode.trie import NONE, build_trie
+from nim4.decode.trie import NONE
+from nim4.decode.trie_build import build_trie
 
 log = logging.getLogger("nim4")
 

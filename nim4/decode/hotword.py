@@ -2,7 +2,9 @@
 
 - The base is a file that is mapped into memory, so that it loads at once and all processes share it (hotword_file.py, trie.py).
 - Names that are added lie in a small trie of their own, the delta, which is built anew with each change; removed ones are marked in the
-  base. Both are seen by the next search; searches that go on keep what they began with.
+  base. Both are seen by the next search; searches that go on keep what they began with. Most of the time of a change is the pronunciation:
+  names with several numbers, and Latin words that no dictionary has, take several times as long as Chinese ones, and the first names of a
+  process wait until dictionaries, the grammar of numbers and the letter-to-sound model are loaded (benchmarks/hotwords.py has all of them).
 - compact() writes a new base in a child process and takes it over when it is whole.
 
 Source: arXiv 2604.18105 keeps all names in one automaton of Aho and Corasick and searches exact phones. That is `engine="ahocorasick"` here,
@@ -31,9 +33,9 @@ from nim4.corpus.units import PhonemeInventory
 from nim4.decode.confusion import Slots, slots_of
 from nim4.decode.hotword_file import REBUILD, read_arrays, write_arrays
 from nim4.decode.hotword_lattice import DEFAULT_LIMITS, LatticeLimits, LatticeStream, rescored, search_lattice
-from nim4.decode.hotword_names import NameTable
+from nim4.decode.hotword_names import NameTable, Rows
 from nim4.decode.hotword_search import Hit, Phones, Source, Walker, about_phones, english_words, search
-from nim4.decode.hotword_state import Added, State, changed, compacted, first_row, has_names, journal_rows, read_journal, state_of
+from nim4.decode.hotword_state import NO_ROWS, State, changed, changed_since, compacted, first_row, has_names, journal_rows, read_journal, state_of
 from nim4.decode.hotword_stream import HotwordStream
 from nim4.decode.trie import Trie
 from nim4.model.ctc import collapse
@@ -145,7 +147,7 @@ class HotwordIndex:
             max_per_million: what is too often, in matches per million phones.
         """
         about = about_phones(inventory, tones, english_words(inventory.tokens))
-        base = NameTable.build(names, about.fold)
+        base = NameTable.build(Rows.of(names, about.fold))
         stopped = _too_frequent(base, about, ordinary, max_per_million)
         return cls(replace(base, arrays={**base.arrays, "stopped": stopped.astype("<u4")}), inventory, about, tones=tones, engine=engine)
 
@@ -225,14 +227,10 @@ class HotwordIndex:
         report = ListReport()
         listed = [(number, name if isinstance(name, Name) else Name(name)) for number, name in enumerate(names, 1)]
         keyed = make_keys(listed, self.inventory, report)
-        keys: list[list[bytes]] = [[] for _ in keyed.names]
-        folded, ends = self.about.fold[keyed.phones].tobytes(), np.cumsum(keyed.key_lens).tolist()
-        for owner, end, length in zip(keyed.owners.tolist(), ends, keyed.key_lens.tolist(), strict=True):
-            keys[owner].append(folded[end - length : end])
+        rows = Rows.of(keyed, self.about.fold)
         with self._lock:
             number = self.state.sequence + 1
-            new = {name.text: Added(name, tuple(own), number) for name, own in zip(keyed.names, keys, strict=True)}
-            self.state = changed(self.state, self.state.added | new, {text: at for text, at in self.state.removed.items() if text not in new}, number)
+            self.state = changed(self.state, {name.text: (name, number) for name in keyed.names}, rows, {}, number)
         return report
 
     def remove(self, texts: Iterable[str]) -> list[str]:
@@ -240,8 +238,7 @@ class HotwordIndex:
         with self._lock:
             gone, number = dict.fromkeys(texts, self.state.sequence + 1), self.state.sequence + 1
             missing = [text for text, known in zip(gone, has_names(self.state, list(gone)), strict=True) if not known]
-            kept = {text: entry for text, entry in self.state.added.items() if text not in gone}
-            self.state = changed(self.state, kept, self.state.removed | gone, number)
+            self.state = changed(self.state, {}, NO_ROWS, gone, number)
         return missing
 
     def save(self, folder: Path | None = None) -> None:
@@ -285,9 +282,7 @@ class HotwordIndex:
             fresh = HotwordIndex.load(self.folder, self.inventory, engine=self.engine).state
             fresh = replace(state_of(fresh.base, self.engine, fresh.automaton), sequence=done_until)
             with self._lock:
-                added = {text: entry for text, entry in self.state.added.items() if entry.sequence > done_until}
-                removed = {text: number for text, number in self.state.removed.items() if number > done_until}
-                self.state = changed(fresh, added, removed, self.state.sequence)
+                self.state = changed_since(self.state, fresh, done_until)
 
     def compact_here(self) -> None:
         """What the child of `compact` does."""

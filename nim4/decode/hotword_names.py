@@ -1,15 +1,16 @@
 """Names of a hotword index, the keys they are filed under, and what is said about them; arrays that lie in memory or in a file."""
 
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
 import numpy as np
 
-from nim4.corpus.hotword_list import KeyedNames, Name
-from nim4.decode.trie import NONE, Trie, build_trie, keys_of
+from nim4.corpus.hotword_list import KeyedNames
+from nim4.decode.trie import NONE, Trie
+from nim4.decode.trie_build import build_trie, keys_of
 
 ARRAYS = {
     "first": "<u4",
@@ -30,6 +31,68 @@ ARRAYS = {
 
 
 @dataclass(frozen=True)
+class Rows:
+    """N names with their keys, as arrays that are quickly cut and joined; a table is made of them.
+
+    Attributes:
+        text, text_lens: (B,) uint8, UTF-8, one after the other, and (N,) int64.
+        text_hash: (N,) uint32, CRC-32 of the texts. weight: (N,) float32. tag_set: (N,) int64, numbers in tag_sets, whose first is empty.
+        phones, key_lens, owners: see KeyedNames.
+    """
+
+    text: np.ndarray
+    text_lens: np.ndarray
+    text_hash: np.ndarray
+    weight: np.ndarray
+    tag_set: np.ndarray
+    tag_sets: Sequence[tuple[str, ...]]
+    phones: np.ndarray
+    key_lens: np.ndarray
+    owners: np.ndarray
+
+    @classmethod
+    def of(cls, keyed: KeyedNames, fold: np.ndarray) -> "Rows":
+        """The rows of names whose phones are first mapped by `fold`, (256,) uint8."""
+        count, texts = len(keyed.names), list(map(str.encode, map(attrgetter("text"), keyed.names)))
+        numbers = {tags: number for number, tags in enumerate(dict.fromkeys([(), *map(attrgetter("tags"), keyed.names)]))}
+        return cls(
+            text=np.frombuffer(b"".join(texts), np.uint8),
+            text_lens=np.fromiter(map(len, texts), np.int64, count),
+            text_hash=np.fromiter(map(zlib.crc32, texts), np.uint32, count),
+            weight=np.fromiter(map(attrgetter("weight"), keyed.names), np.float32, count),
+            tag_set=np.fromiter(map(numbers.__getitem__, map(attrgetter("tags"), keyed.names)), np.int64, count),
+            tag_sets=list(numbers),
+            phones=fold[keyed.phones],
+            key_lens=keyed.key_lens,
+            owners=keyed.owners,
+        )
+
+    def only(self, keep: np.ndarray) -> "Rows":
+        """Those names for which (N,) bool `keep` is true."""
+        keys = keep[self.owners]
+        return Rows(
+            text=self.text[np.repeat(keep, self.text_lens)],
+            text_lens=self.text_lens[keep],
+            text_hash=self.text_hash[keep],
+            weight=self.weight[keep],
+            tag_set=self.tag_set[keep],
+            tag_sets=self.tag_sets,
+            phones=self.phones[np.repeat(keys, self.key_lens)],
+            key_lens=self.key_lens[keys],
+            owners=(np.cumsum(keep) - 1)[self.owners[keys]],
+        )
+
+    def with_more(self, more: "Rows") -> "Rows":
+        """These names, then others; no text may be in both."""
+        numbers = {tags: number for number, tags in enumerate(dict.fromkeys([*self.tag_sets, *more.tag_sets]))}
+        tag_set = np.concatenate([self.tag_set, np.fromiter(map(numbers.__getitem__, more.tag_sets), np.int64)[more.tag_set]])
+        joined = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in ("text", "text_lens", "text_hash", "weight")}
+        joined |= {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in ("phones", "key_lens")}
+        owners = np.concatenate([self.owners, more.owners + len(self.weight)])
+        return Rows(**joined, tag_set=tag_set, tag_sets=list(numbers), owners=owners)
+
+
+@dataclass(frozen=True)
 class NameTable:
     """N names under K keys.
 
@@ -46,21 +109,17 @@ class NameTable:
     tag_sets: Sequence[tuple[str, ...]]
 
     @classmethod
-    def build(cls, keyed: KeyedNames, fold: np.ndarray) -> "NameTable":
-        """Files the names under their keys, whose phones are first mapped by `fold`, (256,) uint8."""
-        trie, key_of_row = build_trie(fold[keyed.phones], keyed.key_lens)
-        pairs = np.unique(keyed.owners << 32 | key_of_row) if len(key_of_row) else np.zeros(0, np.int64)  # by name
+    def build(cls, rows: Rows) -> "NameTable":
+        """Files the names under their keys. Raises ValueError when they have too many combinations of tags."""
+        trie, key_of_row = build_trie(rows.phones, rows.key_lens)
+        pairs = np.unique(rows.owners << 32 | key_of_row) if len(key_of_row) else np.zeros(0, np.int64)  # by name
         name_of_pair, key_of_pair = pairs >> 32, pairs & 0xFFFFFFFF
-        num_names = len(keyed.names)
-        weight = np.fromiter(map(attrgetter("weight"), keyed.names), np.float32, num_names)
-        order = np.lexsort((-weight[name_of_pair], key_of_pair))
-        texts = list(map(str.encode, map(attrgetter("text"), keyed.names)))
-        hashes = np.fromiter(map(zlib.crc32, texts), np.uint32, num_names)
-        by_hash = np.argsort(hashes, kind="stable")
-        numbers = {tags: number for number, tags in enumerate(dict.fromkeys([(), *map(attrgetter("tags"), keyed.names)]))}
-        tag_set = np.fromiter(map(numbers.__getitem__, map(attrgetter("tags"), keyed.names)), np.int64, num_names)
-        if len(numbers) > 65_535:
-            raise ValueError(f"at most 65535 different combinations of tags can be kept, but there are {len(numbers)}")
+        num_names = len(rows.weight)
+        order = np.lexsort((-rows.weight[name_of_pair], key_of_pair))
+        by_hash = np.argsort(rows.text_hash, kind="stable")
+        used, tag_set = np.unique(np.append(rows.tag_set, 0), return_inverse=True)  # the empty one stays the first
+        if len(used) > 65_535:
+            raise ValueError(f"at most 65535 different combinations of tags can be kept, but there are {len(used)}")
         arrays = {
             "first": trie.first,
             "label": trie.label,
@@ -69,15 +128,16 @@ class NameTable:
             "posting_name": name_of_pair[order],
             "name_first": _firsts(name_of_pair, num_names),
             "name_key": key_of_pair,
-            "text": np.frombuffer(b"".join(texts), np.uint8),
-            "text_first": np.concatenate([[0], np.cumsum(np.fromiter(map(len, texts), np.int64, num_names))]),
-            "weight": weight,
-            "tag_set": tag_set,
-            "text_hash": hashes[by_hash],
+            "text": rows.text,
+            "text_first": np.concatenate([[0], np.cumsum(rows.text_lens)]),
+            "weight": rows.weight,
+            "tag_set": tag_set[:-1],
+            "text_hash": rows.text_hash[by_hash],
             "hash_name": by_hash,
             "stopped": np.zeros(0, np.uint32),
         }
-        return cls(trie, {name: array.astype(ARRAYS[name], copy=False) for name, array in arrays.items()}, list(numbers))
+        tag_sets = [rows.tag_sets[number] for number in used.tolist()]
+        return cls(trie, {name: array.astype(ARRAYS[name], copy=False) for name, array in arrays.items()}, tag_sets)
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], tag_sets: Sequence[Sequence[str]]) -> "NameTable":
@@ -169,10 +229,6 @@ class NameTable:
         return self._key_phones[1]
 
     @cached_property
-    def _key_starts(self) -> np.ndarray:
-        return np.cumsum(self.key_lens) - self.key_lens
-
-    @cached_property
     def _key_nodes(self) -> np.ndarray:
         return np.flatnonzero(self.trie.key != NONE).astype(np.uint32)
 
@@ -180,28 +236,22 @@ class NameTable:
         """(P,) uint8, the phones of a key."""
         return self.trie.phones_to(int(self._key_nodes[number]))
 
-    def keyed_names(self, names: Iterable[int]) -> KeyedNames:
-        """Some of the names with their keys, to build another table from; keys of stopped ones come along."""
-        numbers = [int(name) for name in names]
-        rows = [self.keys_under(name) for name in numbers]
-        keys = np.concatenate(rows).astype(np.int64) if rows else np.zeros(0, np.int64)
-        lens = self.key_lens[keys]
-        places = np.repeat(self._key_starts[keys] - (np.cumsum(lens) - lens), lens) + np.arange(lens.sum())
-        owners = np.repeat(np.arange(len(numbers)), [len(row) for row in rows])
-        return KeyedNames([Name(self.text(name), self.weight(name), self.tags(name)) for name in numbers], self._key_phones[0][places], lens, owners)
+    def rows(self) -> Rows:
+        """The names with their keys, to build another table from; keys of stopped ones come along."""
+        phones, key_lens = self._key_phones
+        keys, counts = self.arrays["name_key"].astype(np.int64), np.diff(self.arrays["name_first"].astype(np.int64))
+        lens, starts, ends = key_lens[keys], np.cumsum(key_lens) - key_lens, np.cumsum(key_lens[keys])
+        places = np.repeat(starts[keys] - (ends - lens), lens) + np.arange(lens.sum())
+        text_lens = np.diff(self.arrays["text_first"].astype(np.int64))
+        text_hash = np.zeros(self.num_names, np.uint32)
+        text_hash[self.arrays["hash_name"]] = self.arrays["text_hash"]
+        weight, tag_set, owners = self.arrays["weight"], self.arrays["tag_set"].astype(np.int64), np.repeat(np.arange(self.num_names), counts)
+        return Rows(self.arrays["text"], text_lens, text_hash, weight, tag_set, self.tag_sets, phones[places], lens, owners)
 
     @property
     def num_bytes(self) -> int:
         """Of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
-
-
-def joined(parts: Sequence[KeyedNames]) -> KeyedNames:
-    """Several lists of names as one; no text may be in two of them."""
-    shifts = np.cumsum([0, *(len(part.names) for part in parts)])
-    owners = [part.owners + shift for part, shift in zip(parts, shifts, strict=False)]
-    names = [name for part in parts for name in part.names]
-    return KeyedNames(names, *(np.concatenate(arrays) for arrays in ([p.phones for p in parts], [p.key_lens for p in parts], owners)))
 
 
 def _firsts(sorted_or_not: np.ndarray, count: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from nim4.corpus.units import FINALS, PhonemeInventory
 from nim4.decode import trie as walks
 from nim4.decode.hotword_names import NameTable
 from nim4.decode.trie import ENGLISH, Trie
+from nim4.decode.trie_build import build_trie, keys_of
 
 WIDEST = 5  # ways to take one phone with --tones wildcard
 TONES = ("toned", "toneless", "wildcard")
@@ -94,7 +95,7 @@ def english_words(tokens: tuple[str, ...]) -> Trie:
     ids = {token: number for number, token in enumerate(tokens)}
     readings = (reading.split() for reading in dictionary().values())
     known = [bytes(ids[phone] for phone in reading) for reading in readings if all(phone in ids for phone in reading)]
-    return walks.build_trie(np.frombuffer(b"".join(known), np.uint8), np.fromiter(map(len, known), np.int64, len(known)))[0]
+    return build_trie(np.frombuffer(b"".join(known), np.uint8), np.fromiter(map(len, known), np.int64, len(known)))[0]
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Automaton:
 
         self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         self.key_lens = table.key_lens
-        phones, ends = walks.keys_of(table.trie)[0].tobytes().decode("latin-1"), np.cumsum(self.key_lens).tolist()
+        phones, ends = keys_of(table.trie)[0].tobytes().decode("latin-1"), np.cumsum(self.key_lens).tolist()
         for number, (end, length) in enumerate(zip(ends, self.key_lens.tolist(), strict=True)):
             self._automaton.add_word(phones[end - length : end], number)
         self._automaton.make_automaton()

@@ -91,7 +91,7 @@ def transcripts(
         model: in evaluation mode.
         hints: per recording, words that may occur in it.
         num_beams: 1 = greedy.
-        rescorer: chooses among the beams, of which there are then at least 2.
+        rescorer: chooses among the beams, of which there are then at least 2, and where there are hints among as many written without them.
     """
     x, x_lens = features_of(recordings, model.acoustic.mean.device)
     if not x.numel():
@@ -106,9 +106,25 @@ def write_texts(
     speech = model.adaptor(frames, lens)
     if rescorer is None:
         return model.write(*speech, hints=hints, num_beams=num_beams)
-    candidates = model.candidates(*speech, num_beams, hints=hints)
+    candidates = _candidates(model, *speech, hints, num_beams)
     log_probs = model.acoustic.head(frames)
     return [rescorer.best(texts, row[:length]) for texts, row, length in zip(candidates, log_probs, lens.tolist(), strict=True)]
+
+
+def _candidates(
+    model: SpeechLlm, speech: Tensor, lens: Tensor, hints: Sequence[Sequence[str]] | None, num_beams: int
+) -> list[list[tuple[str, float]]]:
+    """Texts with their log-probabilities for a rescorer. Ours: those written without hints are in the choice, too, so that hints are an offer:
+    a language model that they lead astray writes worse with them all over the sentence, not only in their place."""
+    found = model.candidates(speech, lens, num_beams, hints=hints)
+    hinted = [row for row, own in enumerate(hints or ()) if own]
+    if hinted:
+        for row, plain in zip(hinted, model.candidates(speech[hinted], lens[hinted], num_beams), strict=True):
+            texts = dict(found[row])
+            for text, log_prob in plain:
+                texts[text] = max(log_prob, texts.get(text, log_prob))
+            found[row] = list(texts.items())
+    return found
 
 
 @torch.inference_mode()

@@ -60,55 +60,6 @@ class Trie:
         return np.array(phones[::-1], np.uint8)
 
 
-def build_trie(phones: np.ndarray, key_lens: np.ndarray) -> tuple[Trie, np.ndarray]:
-    """A trie of keys in any order, repeated or not.
-
-    Args:
-        phones: (P,) uint8, the keys one after the other; no zeros.
-        key_lens: (K,) int64, each at least 1.
-    Returns:
-        the trie, and (K,) int64: the number of each given key in it.
-    """
-    starts = np.cumsum(key_lens) - key_lens
-    node = np.zeros(len(key_lens), np.int64)  # where each key has got to
-    rows = np.arange(len(key_lens))
-    parents, labels, num_nodes, depth = [np.zeros(0, np.int64)], [np.zeros(1, np.uint8)], 1, 0
-    while len(rows):
-        code = node[rows] << 8 | phones[starts[rows] + depth]
-        order = np.argsort(code)
-        rows, code = rows[order], code[order]
-        is_new = np.empty(len(code), bool)
-        is_new[0] = True
-        np.not_equal(code[1:], code[:-1], out=is_new[1:])
-        node[rows] = num_nodes - 1 + np.cumsum(is_new)
-        parents.append(code[is_new] >> 8)
-        labels.append((code[is_new] & 255).astype(np.uint8))
-        num_nodes += len(labels[-1])
-        depth += 1
-        rows = rows[key_lens[rows] > depth]
-    first = np.ones(num_nodes + 1, np.uint32)
-    first[1:] += np.cumsum(np.bincount(np.concatenate(parents), minlength=num_nodes)).astype(np.uint32)
-    key = np.full(num_nodes, NONE, np.uint32)
-    ends = np.zeros(num_nodes, bool)
-    ends[node] = len(node) > 0
-    key[ends] = np.arange(np.count_nonzero(ends))
-    return Trie(first, np.concatenate(labels), key), key[node].astype(np.int64)
-
-
-def keys_of(trie: Trie) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of a trie: (P,) uint8 phones one after the other, and (K,) int64 lengths, in the order of their numbers."""
-    num_nodes = len(trie.label)
-    parent = np.zeros(num_nodes, np.int64)
-    parent[1:] = np.repeat(np.arange(num_nodes), np.diff(trie.first.astype(np.int64)))[: num_nodes - 1]
-    node = np.flatnonzero(trie.key != NONE)
-    path = []  # of each key, from its end to its beginning
-    while node.any():
-        path.append(np.where(node > 0, trie.label[node], 0))
-        node = np.where(node > 0, parent[node], 0)
-    table = np.stack(path[::-1], axis=1) if path else np.zeros((0, 0), np.uint8)
-    return table[table > 0].astype(np.uint8), (table > 0).sum(1).astype(np.int64)
-
-
 def phone_kinds(inventory: PhonemeInventory) -> np.ndarray:
     """(256,) int8: INITIAL, FINAL, ENGLISH or OTHER for each phone id."""
     kinds = np.full(256, OTHER, np.int8)

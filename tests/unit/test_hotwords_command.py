@@ -1,6 +1,7 @@
 """Stage 10, `python -m nim4 hotwords`, and decoding with an index."""
 
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_corpora import write_audio
 
 from nim4 import stage
@@ -20,7 +23,8 @@ from nim4.corpus.g2p import Lexicon
 from nim4.corpus.hotword_list import ListReport, Name, make_keys
 from nim4.corpus.units import PhonemeInventory
 from nim4.decode.hotword import FILE, JOURNAL, HotwordIndex
-from nim4.decode.hotword_hints import Hints
+from nim4.decode.hotword_hints import Hints, compatible
+from nim4.decode.hotword_search import Hit
 from nim4.stage import ROOT, read_json, read_jsonl
 
 INVENTORY = PhonemeInventory.default()
@@ -270,6 +274,34 @@ def test_hints_are_stable_capped_and_make_room():
     assert Hints(limit=10).update(index.search(said("张威"))) == ["张威", "张薇", "张巍"], "three of four homophones"
     assert Hints(limit=2).update(index.search(said("广州天津港北京饭店"))) == ["天津港", "北京饭店"]
     assert Hints(["a", "b", "c"], limit=2).update(index.search(said("广州"))) == ["a", "b"]
+
+
+def test_of_names_that_overlap_those_are_hints_that_explain_the_most():
+    names = ["南京市长", "南京市", "长江", "长江大桥", "江大桥", "市长"]
+    index = HotwordIndex.build(make_keys(enumerate(map(Name, names)), INVENTORY, ListReport()), INVENTORY)
+    hits = index.search(said("南京市长江大桥"))
+    assert [name.text for hit in hits for name in hit.names] == ["南京市长", "长江大桥"]
+    assert Hints().update(hits) == ["南京市长"], "as many phones as the other, and the first of the two"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5), st.sampled_from([0.0, 0.5, 1.5])), max_size=9))
+def test_no_other_choice_of_hits_explains_more(places):
+    hits = [Hit(start, start + size, cost, ()) for start, size, cost in places]
+    costs = {}
+    for hit in hits:
+        costs[hit.span] = min(hit.cost, costs.get(hit.span, hit.cost))
+
+    def worth(spans):
+        together = all(a[1] <= b[0] for a, b in itertools.pairwise(sorted(spans)))
+        return sum(end - start - costs[start, end] for start, end in spans) if together else -1.0
+
+    chosen = compatible(hits)
+    assert [hit for hit in hits if hit in chosen] == chosen
+    spans = {hit.span for hit in chosen}
+    assert [hit for hit in hits if hit.span in spans] == chosen, "all names of a place stay or go together"
+    choices = [choice for size in range(len(costs) + 1) for choice in itertools.combinations(costs, size)]
+    assert worth(spans) == max(map(worth, choices))
 
 
 def test_decoding_looks_hints_up_and_says_which(command, aligned, units, tmp_path, nim4, monkeypatch):

@@ -72,6 +72,40 @@ def test_the_quick_way_for_chinese_names_gives_what_the_long_one_gives(maker, na
         assert maker.keys(name) == quick
 
 
+PIECES = [
+    "Apple",
+    "store",
+    "Xiaomi",
+    "xiaomi",
+    "io",
+    "na",
+    "awt",
+    "the",
+    "I",
+    "a",
+    "McD",
+    "NASA",
+    "7",
+    "2",
+    "12",
+    "101",
+    "2004",
+    "1000000",
+    "0",
+    "020",
+    "11",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map(" ".join))
+def test_the_quick_way_for_words_and_numbers_gives_what_the_long_one_gives(maker, name):
+    quick = maker.keys(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nim4.corpus.hotword_keys._WORDS_AND_NUMBERS", re.compile("(?!)"))
+        assert maker.keys(name) == quick
+
+
 def test_the_likeliest_reading_comes_first(maker):
     assert " ".join(INVENTORY.decode(maker.keys("朝阳区")[0])) == "ch ao2 0 iang2 q v1"
     assert " ".join(INVENTORY.decode(maker.keys("银行")[0])) == "0 in2 h ang2"

@@ -15,7 +15,7 @@ from nim4.corpus.g2p_en import dictionary
 from nim4.corpus.hotword_list import KeyedNames, ListReport, Name, make_keys
 from nim4.corpus.units import ARPABET, FINALS, INITIALS, PhonemeInventory
 from nim4.decode.hotword import FILE, JOURNAL, HotwordIndex
-from nim4.decode.trie import build_trie, keys_of
+from nim4.decode.trie_build import build_trie, keys_of
 
 INVENTORY = PhonemeInventory.default()
 LEXICON = Lexicon()
@@ -173,6 +173,48 @@ def test_the_trie_gives_its_keys_back():
         assert trie.find(key) == number
     assert trie.find(np.array([251], np.uint8)) is None
     assert trie.num_keys == len(key_lens)
+    for wrong in ([0, len(flat)], [1], [len(flat), 1]):
+        with pytest.raises(ValueError, match="at least one phone"):
+            build_trie(flat, np.array(wrong))
+
+
+@settings(max_examples=200, deadline=None)
+@given(keys=st.lists(st.binary(min_size=1, max_size=6).map(lambda key: key.replace(b"\0", b"\1")), max_size=40))
+def test_nodes_are_numbered_by_level_then_by_phones(keys):
+    trie, numbers = build_trie(np.frombuffer(b"".join(keys), np.uint8), np.fromiter(map(len, keys), np.int64, len(keys)))
+    nodes = sorted({key[:end] for key in keys for end in range(len(key) + 1)} | {b""}, key=lambda node: (len(node), node))
+    assert [trie.phones_to(number).tobytes() for number in range(len(trie.label))] == nodes
+    ends = sorted(set(keys), key=lambda key: (len(key), key))
+    assert numbers.tolist() == [ends.index(key) for key in keys]
+
+
+def test_many_changes_leave_what_one_would_have_left(tmp_path):
+    tags = [("a",), (), ("a", "b"), ("b",)]
+    names = [
+        Name(text, 1.0 + number % 3, tags[number % 4]) for number, text in enumerate(map("".join, itertools.product("惠新西东", "街路桥", "甲乙")))
+    ]
+    index = HotwordIndex.build(make_keys(enumerate(names[:5]), INVENTORY, ListReport()), INVENTORY)
+    index.save(tmp_path)
+    left = {name.text: name for name in names[:5]}
+    rng = np.random.default_rng(0)
+    for step in range(30):
+        chosen = [names[number] for number in rng.choice(len(names), 4, replace=False)]
+        if step % 3 == 2:
+            index.remove(name.text for name in chosen)
+            left = {text: name for text, name in left.items() if text not in {own.text for own in chosen}}
+        else:
+            chosen = [Name(name.text, name.weight + step, name.tags) for name in chosen]
+            index.add(chosen)
+            left |= {name.text: name for name in chosen}
+        if step % 10 == 9:
+            index.save()
+            index = HotwordIndex.load(tmp_path)
+        fresh = HotwordIndex.build(make_keys(enumerate(left.values()), INVENTORY, ListReport()), INVENTORY)
+        utterance = [phone for name in names for phone in INVENTORY.encode(Lexicon("zh").phones(name.text))]
+        for view, other in ((index, fresh), (index.filter(["a"]), fresh.filter(["a"]))):
+            found, expected = view.search(utterance), other.search(utterance)
+            assert [(hit.span, hit.names) for hit in found] == [(hit.span, hit.names) for hit in expected]
+        assert len(index) == len(left)
 
 
 # ------------------------------------------------------------------------------------------------- what users see
@@ -398,7 +440,14 @@ def test_a_file_with_false_numbers_and_right_checksums_reads_no_memory_but_its_o
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"sequence": 1}\n{"added": "x"}\n', "[]\n", '{"sequence": 1}\n{"added": "x", "weight": "y", "tags": [], "keys": []}\n']
+    "content",
+    [
+        "{",
+        '{"sequence": 1}\n{"added": "x"}\n',
+        "[]\n",
+        '{"sequence": 1}\n{"added": "x", "weight": "y", "tags": [], "keys": []}\n',
+        '{"sequence": 1}\n{"added": "x", "weight": 1, "tags": [], "keys": [[]], "sequence": 1}\n',
+    ],
 )
 def test_a_broken_journal_is_told(saved, content):
     (saved / JOURNAL).write_text(content, encoding="utf-8")

@@ -41,6 +41,27 @@ def test_a_rescorer_chooses_among_the_beams(recordings, tmp_path):
     assert transcripts(model, recordings, num_beams=3, rescorer=Last()) == [row[-1][0] for row in found]
 
 
+class All:
+    """A rescorer that says what it was asked."""
+
+    def best(self, candidates, log_probs):
+        return candidates
+
+
+def test_what_is_written_without_hints_is_in_the_choice_where_there_are_hints(recordings, tmp_path):
+    model = tiny_speech_llm(tiny_llm(tmp_path, tie_word_embeddings=False))
+    hints = [[], ["ab"], [], ["c", "d"]]
+    speech = model.adaptor(*model.encode(*features_of(recordings, torch.device("cpu"))))
+    plain, hinted = (model.candidates(*speech, 3, hints=own) for own in (None, hints))
+    asked = transcripts(model, recordings, hints=hints, num_beams=3, rescorer=All())
+    for row, own in enumerate(hints):
+        texts = [text for text, _ in asked[row]]
+        assert len(set(texts)) == len(texts)
+        both = [*hinted[row], *plain[row]] if own else plain[row]
+        assert dict(asked[row]) == pytest.approx({text: max(p for other, p in both if other == text) for text, _ in both}, abs=1e-4)
+    assert any(dict(asked[row]) != pytest.approx(dict(hinted[row]), abs=1e-4) for row in (1, 3))
+
+
 def test_every_cut_is_decoded_once_longest_first(units):
     cuts = list(load_cuts(units / "train.jsonl.gz"))
     sizes = []
