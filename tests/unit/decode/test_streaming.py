@@ -100,7 +100,7 @@ class Scripted:
         self.chunks += 1
         found = {2: "ab", 4: "abc"}.get(self.chunks)
         if found:
-            self.hits = [SimpleNamespace(start=0, end=4, cost=0.0, names=[SimpleNamespace(text=found)])]
+            self.hits = [SimpleNamespace(start=0, end=4, span=(0, 4), cost=0.0, names=[SimpleNamespace(text=found)])]
 
 
 def test_hints_follow_what_is_heard_chunk_by_chunk(model):
