@@ -49,6 +49,7 @@ class Hit:
     end: int = 4
     cost: float = 0.0
     names: list = field(default_factory=lambda: [Named("ab")])
+    span: tuple = (0, 4)
 
 
 HIT = Hit()
