@@ -89,7 +89,7 @@ def test_every_import_is_pinned():
     pins = [
         line.split("==")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if "==" in line.split("#")[0]
     ]
-    brought = {"triton", "triton_python_backend_utils", "psutil"}  # by torch, in its CUDA builds; by the Triton server; by vLLM
+    brought = {"triton", "triton_python_backend_utils"}  # by torch, in its CUDA builds; by the Triton server
     known = set(sys.stdlib_module_names) | OPTIONAL | brought | {"nim4", "local", "utils"} | {MODULES.get(pin, pin.replace("-", "_")) for pin in pins}
     unknown = []
     for path in files_in("nim4", "local", "egs", "utils", "tests", "benchmarks"):
