@@ -126,7 +126,7 @@ def _log_probs(model: SpeechLlm, batch: Answered, context: Context, temperature:
     embeds, labels, lens = model.rows(*model.speech(batch.x, batch.x_lens, context), batch.suffixes, batch.answers)
     mask = valid_mask(lens, embeds.shape[1]).long()
     logits = model.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits[:, :-1].float() / temperature
-    labels = labels[:, 1:]
+    labels = labels[:, 1:].to(embeds.device)
     all_positions = -F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
     answer_lens = torch.tensor([len(answer) for answer in batch.answers], device=lens.device)
     written = valid_mask(answer_lens, int(answer_lens.max()))

@@ -55,6 +55,7 @@ from nim4.train.speed import as_written
 log = logging.getLogger("nim4")
 STAGES = {3: "pretrain", 4: "align", 5: "ia_sft", 6: "joint_sft", 7: "context_sft", 8: "grpo"}
 LENGTHS = Path(__file__).with_name("lengths.tsv")
+COPIES = 20  # utterances of each length: in a long training nearly all batches are full
 MICRO_BATCHES = (1, 2, 4, 8)  # per step, the fewest that fit
 
 
@@ -105,7 +106,7 @@ class PaddedLoop(nn.Module):
         """As SpeechLlm.forward; the number of right ids is not counted."""
         embeds, labels, lens = self.model.rows(*self.model.speech(x, x_lens, context), suffixes, answers)
         mask = valid_mask(lens, embeds.shape[1]).long()
-        out = self.model.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False)
+        out = self.model.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels.to(embeds.device), use_cache=False)
         return out.loss * sum(map(len, answers)), lens.new_zeros(())
 
 
@@ -150,7 +151,7 @@ class Rounds:
 
     def batches(self, num_micro_batches: int) -> TrainBatches:
         """Where our steps' batches come from, as in the stages."""
-        settings = replace(SftConfig(), max_duration_s=self.batch_s / num_micro_batches, seed=SEED, num_buckets=20, num_workers=0)
+        settings = replace(SftConfig(), max_duration_s=self.batch_s / num_micro_batches, seed=SEED, num_buckets=50, num_workers=0)
         return TrainBatches([Source(self.manifest)], self.make, replace(settings, short_first_epochs=0))
 
     def works(self, num_micro_batches: int) -> Iterator[Work]:
@@ -365,7 +366,7 @@ def main() -> None:
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
     lengths = read_lengths(args.lengths)
-    lengths = lengths if args.size == "full" else [row for row in lengths if row.audio_s < 4][:40]
+    lengths = COPIES * lengths if args.size == "full" else [row for row in lengths if row.audio_s < 4][:40]
     rows, kept, failed = [], None, []
     with tempfile.TemporaryDirectory() as folder, processes(args.device) as peers:
         model = make_model(args.size, peers.device)

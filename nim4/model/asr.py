@@ -21,12 +21,13 @@ from nim4.corpus.prompts import Prompt
 from nim4.corpus.units import PhonemeInventory
 from nim4.model.adaptor import SpeechAdaptor
 from nim4.model.checkpoint import ADAPTOR, WEIGHTS, acoustic_weights, load_into, read_model_config, read_weights, save_model
-from nim4.model.conformer import FULL_CONTEXT, Context, valid_mask
+from nim4.model.conformer import FULL_CONTEXT, Context, encoder_lens, valid_mask
 from nim4.model.ctc import PhonemeModel, frozen_in_evaluation
 from nim4.model.llm import Llm, generate, load_llm, n_best, save_llm
 
 LLM_FOLDER = "llm"
 IGNORED = -100
+_SPEECH = -1  # in the place of an id, where an embedding of speech comes
 
 
 class SpeechLlm(nn.Module):
@@ -70,29 +71,23 @@ class SpeechLlm(nn.Module):
         """Prompts with the speech in place, and answers behind them.
 
         Args:
-            speech, speech_lens: (B, A, D) and (B,), from `speech`.
+            speech, speech_lens: (B, A, D) and (B,), from `speech`; rows are laid out on the CPU, so lengths that are there spare a wait for the GPU.
             suffixes: ids between speech and answer, per row (Prompt.suffix).
             answers: ids after it, per row (Prompt.answer); None = nothing, for generation.
             left: pad on the left instead of the right.
         Returns:
-            (B, L, D) embeddings; (B, L) int64, the answer's ids at their own positions and IGNORED elsewhere; (B,) int64 row lengths.
+            (B, L, D) embeddings; (B, L) int64 on the CPU, the answer's ids at their own positions and IGNORED elsewhere; (B,) int64 row lengths.
         """
-        prefix, device = self.prompt.prefix, speech.device
-        answers = answers if answers is not None else [[] for _ in suffixes]
-        lens = [len(prefix) + n + len(s) + len(a) for n, s, a in zip(speech_lens.tolist(), suffixes, answers, strict=True)]
-        ids = torch.zeros(len(lens), max(lens), dtype=torch.int64)
-        is_speech, labels = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(ids, IGNORED)
-        for row, (length, suffix, answer) in enumerate(zip(lens, suffixes, answers, strict=True)):
-            start = max(lens) - length if left else 0
-            end = start + length
-            ids[row, start : start + len(prefix)] = torch.tensor(prefix)
-            is_speech[row, start + len(prefix) : end - len(suffix) - len(answer)] = True
-            ids[row, end - len(suffix) - len(answer) : end] = torch.tensor(suffix + answer)
-            labels[row, end - len(answer) : end] = torch.tensor(answer, dtype=torch.int64)
-        ids, is_speech, labels = ids.to(device), is_speech.to(device), labels.to(device)
-        embeds = self.llm.get_input_embeddings()(ids)
-        spoken = speech[valid_mask(speech_lens, speech.shape[1])].to(embeds.dtype)
-        return embeds.masked_scatter(is_speech[..., None], spoken), labels, torch.tensor(lens, device=device)
+        device, answers = speech.device, answers if answers is not None else [[] for _ in suffixes]
+        prompts = [self.prompt.prefix + n * [_SPEECH] + own for n, own in zip(speech_lens.tolist(), suffixes, strict=True)]
+        ids = _padded([prompt + own for prompt, own in zip(prompts, answers, strict=True)], 0, left)
+        labels = _padded([len(prompt) * [IGNORED] + own for prompt, own in zip(prompts, answers, strict=True)], IGNORED, left)
+        lens = torch.tensor([len(prompt) + len(own) for prompt, own in zip(prompts, answers, strict=True)])
+        embeds = self.llm.get_input_embeddings()(_sent(ids.clamp(min=0), device))
+        wanted = _sent(_places(valid_mask(speech_lens.cpu(), speech.shape[1])), device)
+        spoken = speech.flatten(0, 1).index_select(0, wanted).to(embeds.dtype)
+        filled = embeds.flatten(0, 1).index_copy(0, _sent(_places(ids == _SPEECH), device), spoken)
+        return filled.view_as(embeds), labels, _sent(lens, device)
 
     def answer_logits(self, embeds: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the model expects where an answer's ids stand.
@@ -104,7 +99,8 @@ class SpeechLlm(nn.Module):
         """
         hidden = self.llm.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         wanted = labels[:, 1:] != IGNORED
-        return self.llm.lm_head(hidden[:, :-1][wanted]).float(), labels[:, 1:][wanted]
+        places = _sent(_places(F.pad(wanted, (0, 1))), hidden.device)
+        return self.llm.lm_head(hidden.flatten(0, 1).index_select(0, places)).float(), _sent(labels[:, 1:][wanted], hidden.device)
 
     def forward(
         self, x: Tensor, x_lens: Tensor, suffixes: Sequence[list[int]], answers: Sequence[list[int]], context: Context = FULL_CONTEXT
@@ -114,7 +110,8 @@ class SpeechLlm(nn.Module):
         Returns:
             () cross-entropy in nats summed over the answers' ids, and () int64, how many of them the model would have written.
         """
-        logits, ids = self.answer_logits(*self.rows(*self.speech(x, x_lens, context), suffixes, answers)[:2])
+        lens = self.adaptor.lens(encoder_lens(x_lens)).cpu()  # read before a GPU has work to do: afterwards it would first be waited for
+        logits, ids = self.answer_logits(*self.rows(self.speech(x, x_lens, context)[0], lens, suffixes, answers)[:2])
         return F.cross_entropy(logits, ids, reduction="sum"), (logits.argmax(-1) == ids).sum()
 
     @torch.inference_mode()
@@ -165,6 +162,23 @@ class SpeechLlm(nn.Module):
         save_model(folder, acoustic, self.config, inventory)
         llm = {name.removeprefix("llm."): tensor for name, tensor in weights.items() if name.startswith("llm.")}
         save_llm(Llm(self.llm, self.tokenizer, ""), llm, folder / LLM_FOLDER)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`; a GPU goes on with what it is at, and takes it when its turn comes."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+def _padded(rows: Sequence[list[int]], fill: int, left: bool) -> Tensor:
+    """(B, L) int64 on the CPU."""
+    longest = max(map(len, rows))
+    pads = [(longest - len(row)) * [fill] for row in rows]
+    return torch.tensor([pad + row if left else row + pad for pad, row in zip(pads, rows, strict=True)])
+
+
+def _places(chosen: Tensor) -> Tensor:
+    """(B, L) bool on the CPU -> (N,) int64, where it is true in the flattened rows."""
+    return chosen.flatten().nonzero()[:, 0]
 
 
 def max_answer_tokens(speech_tokens: int) -> int:

@@ -10,10 +10,9 @@ Deviations from the encoder the paper takes over (FireRedASR-AED, arXiv 2501.143
 Layer normalisation everywhere (none over the batch), so that an utterance scores the same alone and in a padded batch.
 """
 
-import functools
 import importlib.util
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +22,12 @@ from torch import Tensor, nn
 
 from nim4.config import ConformerConfig, RecipeError
 from nim4.model.relative import Distances, RelativeScores
+
+# The depthwise convolution as a GPU kernel. Triton comes with torch's CUDA builds. Looked up here: inside of a block it would cut what is compiled.
+if importlib.util.find_spec("triton") is None:
+    chunk_depthwise = None
+else:
+    from nim4.model.depthwise import chunk_depthwise
 
 SUBSAMPLING = 4  # feature frames per encoder frame
 LOOKAHEAD_FRAMES = 3  # feature frames the last encoder frame of a chunk sees beyond its own four
@@ -194,16 +199,6 @@ class Attention(nn.Module):
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))
 
 
-@functools.cache
-def _kernel() -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
-    """The depthwise convolution as a GPU kernel, where Triton is installed; it comes with torch's CUDA builds."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from nim4.model.depthwise import chunk_depthwise
-
-    return chunk_depthwise
-
-
 class ChunkConvolution(nn.Module):
     """Conformer convolution module whose depthwise kernel sees all frames to the left and only its own chunk to the right."""
 
@@ -229,8 +224,8 @@ class ChunkConvolution(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, chunk_frames: int) -> Tensor:
         """(B, S, D) under `chunk_frames` (0 = whole utterance); frames outside `valid` (B, S) count as zeros."""
         x = self.gate(x).masked_fill(~valid[:, None], 0.0)
-        if x.is_cuda and _kernel() is not None:  # asked here: as an attribute it would keep the model from being copied
-            return self.finish(_kernel()(x.transpose(1, 2), self.depthwise.weight[:, 0], self.depthwise.bias, chunk_frames).transpose(1, 2))
+        if x.is_cuda and chunk_depthwise is not None:
+            return self.finish(chunk_depthwise(x.transpose(1, 2), self.depthwise.weight[:, 0], self.depthwise.bias, chunk_frames).transpose(1, 2))
         num_frames = x.shape[-1]
         if chunk_frames == 0 or chunk_frames >= num_frames:
             return self.finish(self.depthwise(F.pad(x, (self.reach, self.reach))))

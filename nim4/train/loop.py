@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -154,6 +154,7 @@ class Trainer:
         if processes.world_size > 1 and config.parallel == "fsdp2":
             shard(model, sharded_methods)
         self.optimizer = make_optimizer(model, config, lr_ratios)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.checkpoints = Checkpoints(work / "checkpoints", config.keep_last)
         self.step = 0
         self._place = (0, 0)  # epoch, step within the epoch: the next batch to use
@@ -174,7 +175,7 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
         writer = SummaryWriter(str(self.work / "tensorboard"), purge_step=self.step + 1) if self.processes.is_main else None
-        log.info("training from step %d to %d, %s trainable parameters", self.step, self.config.max_steps, count_parameters(self._trainable()))
+        log.info("training from step %d to %d, %s trainable parameters", self.step, self.config.max_steps, count_parameters(self._trained))
         started_s = time.monotonic()
         steps = self.batches.steps(*self._place)
         while self.step < self.config.max_steps:
@@ -206,9 +207,6 @@ class Trainer:
         self.processes.barrier()
         return final
 
-    def _trainable(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-
     # ------------------------------------------------------------------------------------------------------------ a step
 
     def _train_step(self, parallel: nn.Module, micro_batches: list[Batch]) -> dict[str, float]:
@@ -230,7 +228,7 @@ class Trainer:
                 parts = self.loss(parallel, batch.to(device), draw)
             (parts["loss"] * (world_size / targets)).backward()
             parts_of.append({name: value.detach() for name, value in parts.items()})
-        norm = nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_norm)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
         norm = norm.full_tensor() if is_sharded(self.model) else norm
         sums, grad_norm, finite = read_parts(parts_of, norm)
         if self._over_processes(0.0 if finite else 1.0) > 0:
@@ -238,6 +236,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             return {"skipped": 1.0}
         self._nonfinite_in_row = 0
+        if grad_norm > self.config.clip_norm:  # else all gradients would be read and written for nothing
+            nn.utils.clip_grads_with_norm_(self._trained, self.config.clip_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         padded = sum(batch.x.shape[0] * batch.x.shape[1] for batch in micro_batches)
