@@ -24,7 +24,7 @@ init=                               # model folder that the first training stage
 init_encoder=                       # published encoder that stage 3 or 4 starts from: icefall:FILE, icefall:FILE,avg=N or firered:FOLDER
 snapshots=                          # folder of stage 3 whose encoders stage 5 takes up; none = this experiment's
 entities=                           # word list of names for stage 7, one per line; none = what its rules find in the transcripts
-decode="ctc_greedy ctc_streaming offline offline_rescored streaming streaming_reread"   # decode configurations, files of local/conf/decode/
+decode="ctc_greedy ctc_streaming offline offline_rescored streaming"   # decode configurations, files of local/conf/decode/
 hotword_list=                       # word list of names for stage 10: the index in which decode configs with hotwords look up hints
 ngram=0                             # words in the longest n-gram of the training transcripts, for decode configs ctc_beam and ctc_beam_phones; 0 = none
 arpa=                               # n-gram for them instead, an ARPA file

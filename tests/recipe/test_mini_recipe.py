@@ -14,7 +14,7 @@ from recipe import command, environment, run
 
 from nim4.stage import read_json, read_jsonl
 
-CONFIGS = ("ctc_greedy", "ctc_streaming", "offline", "offline_rescored", "streaming", "streaming_reread")
+CONFIGS = ("ctc_greedy", "ctc_streaming", "offline", "offline_rescored", "streaming")
 CLOSED = ("test_grammar", "test_joins")
 TEST_SETS = (*CLOSED, "test_sent", "test_noise")
 TRAINED = ("3_pretrain", "4_align", "5_ia_sft", "6_joint_sft", "7_context_sft", "8_grpo", "9_phoneme_head")
