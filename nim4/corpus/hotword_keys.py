@@ -174,9 +174,8 @@ def _run_options(run: str) -> list[list[Option]]:
 
 def _han_options(chars: str, found: list[list[Option]]) -> list[list[Option]]:
     """What each of these characters may be, before a neighbour that changes it or is swallowed too."""
-    if not _CHANGING.search(chars):
-        return found
-    for place, char in enumerate(chars):
+    for match in _CHANGING.finditer(chars):
+        place, char = match.start(), match[0]
         if char in "一不" and place + 1 < len(chars):
             found[place] = found[place] + [(changed, 1) for changed in _changed_tone(char, found[place + 1][0][0][-1])]
         elif char == "儿" and place > 0 and chars[place - 1] not in _CHILD and len(chars) > 2:

@@ -1,6 +1,7 @@
 """Cutting text into the words of a list."""
 
 from collections.abc import Iterable
+from operator import add
 
 
 class WordList:
@@ -15,11 +16,16 @@ class WordList:
 
     def split(self, run: str) -> list[tuple[str, bool]]:
         """Cuts `run` into the words of the list and what is between them: (piece, is a word of the list)."""
-        lengths_of, words, singles, start, i = self._lengths.get, self._words, self._singles, 0, 0
+        lengths, words, singles = self._lengths, self._words, self._singles
+        begins = map(lengths.__contains__, map(add, run, run[1:]))  # most places begin no word: they are passed over without a loop of ours
+        places = range(len(run)) if singles else [i for i, may_begin in enumerate(begins) if may_begin]
         pieces: list[tuple[str, bool]] = []
-        while i < len(run):
-            word = run[i] if singles and run[i] in singles else ""
-            for length in lengths_of(run[i : i + 2], ()):
+        start = 0
+        for i in places:
+            if i < start:
+                continue
+            word = run[i] if run[i] in singles else ""
+            for length in lengths.get(run[i : i + 2], ()):
                 if run[i : i + length] in words:
                     word = run[i : i + length]
                     break
@@ -27,9 +33,7 @@ class WordList:
                 if start < i:
                     pieces.append((run[start:i], False))
                 pieces.append((word, True))
-                start = i = i + len(word)
-            else:
-                i += 1
+                start = i + len(word)
         if start < len(run):
             pieces.append((run[start:], False))
         return pieces

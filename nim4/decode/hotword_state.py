@@ -75,7 +75,10 @@ def changed(state: State, more: Mapping[str, Added], rows_of_more: Rows, gone: M
         added |= more
     if rows is not state.rows:
         delta = NameTable.build(rows)
-    removed = {text: number for text, number in state.removed.items() if text not in more} | gone
+    removed = dict(state.removed)  # which may be many: copied at once, not one by one
+    for text in more:
+        removed.pop(text, None)
+    removed |= gone
     return State(base, state.automaton, live_keys, rows, delta, added, removed, dead, sequence)
 
 
