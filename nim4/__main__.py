@@ -51,7 +51,7 @@ def add_stream(commands: Any) -> None:
     source.add_argument("--wav", type=Path, help="audio file")
     source.add_argument("--mic", action="store_true", help="the default microphone, until Ctrl-C; needs the package sounddevice")
     parser.add_argument("--realtime", action="store_true", help="no faster than it was spoken")
-    parser.add_argument("--final-context", choices=("chunks", "whole"), default="chunks", help=FINAL_CONTEXT)
+    parser.add_argument("--final-context", choices=("chunks", "whole"), default="whole", help=FINAL_CONTEXT)
 
 
 def speech_parser(commands: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser:
@@ -169,7 +169,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--origin", action="append", default=[], help="a web page's origin that may use the server beside its own; repeatable")
     for name, about in LIMITS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=int(getattr(Limits, name)), help=about)
-    parser.add_argument("--final-context", choices=("chunks", "whole"), default="chunks", help=FINAL_CONTEXT)
+    parser.add_argument("--final-context", choices=("chunks", "whole"), help=f"{FINAL_CONTEXT}; none = whole, with --engine vllm chunks")
     add_parts(parser)
     add_common(parser)
     parser.set_defaults(run=serve)

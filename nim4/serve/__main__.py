@@ -31,4 +31,4 @@ def parts_of(args: argparse.Namespace) -> Parts:
     if args.final_context == "whole" and args.engine == "vllm":
         expected = "--engine hf, whose encoder and language model can hear a segment anew together"
         raise RecipeError("--final-context whole", expected=expected, found="--engine vllm", fix="leave one of the two out")
-    return Parts(args.encoder, args.engine, args.engines, args.final_context)
+    return Parts(args.encoder, args.engine, args.engines, args.final_context or ("chunks" if args.engine == "vllm" else "whole"))

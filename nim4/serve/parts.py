@@ -28,13 +28,13 @@ class Parts:
         encoder: local, or addresses of Triton servers.
         engine: of the language model: hf is the one here, vllm has processes of its own.
         engines: how many of those; where there are GPUs, each has one of its own.
-        final_context: of the second pass, as of DecodeConfig; whole needs the language model here.
+        final_context: of the second pass, as of DecodeConfig; engines of vLLM read chunks in any case.
     """
 
     encoder: str = LOCAL
     engine: str = "hf"
     engines: int = 1
-    final_context: str = "chunks"
+    final_context: str = "whole"
 
 
 HERE = Parts()

@@ -230,14 +230,14 @@ def test_streams_whose_second_pass_hears_the_whole_end_as_whole_recordings(decod
     with (configs / "offline_rescored.yaml").open("a", encoding="utf-8") as file:
         file.write("batch_s: 0.1\n")  # each alone: random weights write on to the limit, which beams of one batch share
     monkeypatch.setattr(decode_config, "CONFIGS", configs)
-    for config, num_anew in (("offline", 0), ("streaming", 0), ("streaming_reread", 4), ("offline_rescored", 4), ("streaming_rescored", 8)):
+    for config, num_anew in (("offline", 0), ("streaming_chunks", 0), ("streaming", 4), ("offline_rescored", 4), ("streaming_rescored", 8)):
         assert decode(*options, "--configs", config) == (0, [])
         texts[config] = {row["id"]: row["text"] for row in read_jsonl(tmp_path / "out" / config / "test" / "hyps.jsonl")}
         assert len(heard_anew) == num_anew
-    assert texts["streaming_reread"] == texts["offline"]
+    assert texts["streaming"] == texts["offline"]
     assert texts["streaming_rescored"] == texts["offline_rescored"]
     assert len(set(texts["offline"].values())) == 4
-    events = [read_jsonl(tmp_path / "out" / config / "test" / "events.jsonl") for config in ("streaming", "streaming_reread")]
+    events = [read_jsonl(tmp_path / "out" / config / "test" / "events.jsonl") for config in ("streaming_chunks", "streaming")]
     shown, shown_again = ([(row["id"], row["text"]) for row in rows if not row["is_final"]] for rows in events)
     assert shown == shown_again
 

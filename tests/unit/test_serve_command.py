@@ -82,7 +82,7 @@ def test_the_second_pass_is_that_of_the_option(serve, talkative, monkeypatch):
     monkeypatch.setattr(Server, "run", lambda server, sockets: served.append(server._service._rereading))
     for options in ([], ["--final-context", "chunks"], ["--final-context", "whole"]):
         assert serve("--model", talkative, "--port", 0, *options) == (0, [])
-    assert served == [None, None, Rereading()]
+    assert served == [Rereading(), None, Rereading()]
 
 
 STEADY = """

@@ -58,7 +58,8 @@ def test_stream_prints_partials_and_the_final_text(nim4, talkative, recordings):
     session = Recogniser(model).session()
     session.append(read_recording(recordings[0]))
     final = session.finalize()
-    code, lines, errors = nim4("stream", "--model", talkative, "--wav", recordings[0], "--device", "cpu", *ALL_IS_SPEECH)
+    options = ["--wav", recordings[0], "--device", "cpu", "--final-context", "chunks", *ALL_IS_SPEECH]
+    code, lines, errors = nim4("stream", "--model", talkative, *options)
     assert (code, errors) == (0, [])
     assert "\n".join(lines).endswith(f"1.50\tfinal\t{final.text}")
     assert all(re.match(r"\d\.\d\d\tpartial\t.*\|", line) for line in lines if "\tpartial\t" in line)
@@ -68,8 +69,8 @@ def test_the_second_pass_of_a_stream_may_hear_the_whole(nim4, talkative, recordi
     model, _ = load_speech_llm(talkative, torch.device("cpu"))
     (text,) = transcripts(model, [read_recording(recordings[0])])
     options = ["--model", talkative, "--wav", recordings[0], "--device", "cpu", *ALL_IS_SPEECH]
-    for context, num_anew in (("chunks", 0), ("whole", 1)):
-        code, lines, errors = nim4("stream", *options, "--final-context", context)
+    for more, num_anew in ((("--final-context", "chunks"), 0), (("--final-context", "whole"), 1), ((), 2)):
+        code, lines, errors = nim4("stream", *options, *more)
         assert (code, errors, len(heard_anew)) == (0, [], num_anew)
     assert "\n".join(lines).endswith(f"1.50\tfinal\t{text}")
     assert nim4("stream", *options, "--final-context", "half")[0] == 2
@@ -82,7 +83,7 @@ def test_another_precision_is_that_of_the_library(nim4, talkative, recordings):
     final = session.finalize()
     assert final.text
     options = ["--model", talkative, "--device", "cpu", "--precision", "bf16", *ALL_IS_SPEECH]
-    code, lines, errors = nim4("stream", "--wav", recordings[0], *options)
+    code, lines, errors = nim4("stream", "--wav", recordings[0], "--final-context", "chunks", *options)
     assert (code, errors) == (0, [])
     assert "\n".join(lines).endswith(f"1.50\tfinal\t{final.text}")
     (text,) = transcripts(model, [read_recording(recordings[0])])
