@@ -356,7 +356,7 @@ class DecodeConfig:
     streaming: bool = False
     chunk_ms: int = 640  # paper, section 3.6
     left_context_chunks: int = 4  # paper, section 3.6
-    final_context: str = "chunks"  # llm, streaming: the second pass reads the stream's chunks (paper) | whole: hears all anew with full context (ours)
+    final_context: str = "chunks"  # llm, streaming: the second pass reads the stream's chunks (paper) | whole: it hears all anew (ours)
     speakers: int = 1  # streaming: who speak at once, to each process; their chunks are decoded together, and they wait for each other's work
     batch_s: float = 60.0  # offline: padded audio decoded at once; the result does not depend on it
 
